@@ -1,0 +1,41 @@
+"""How a user switches the plug-in on: keyword arguments for vLLM, nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from qm_vllm.config import QuickMergeConfig
+
+CONNECTOR_MODULE = "qm_vllm.engine.connector"
+CONNECTOR_NAME = "QuickMergeConnector"
+WORKER_CLASS = "qm_vllm.engine.worker.QuickMergeWorker"
+CONFIG_KEY = "quickmerge"
+
+
+def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:
+    """Keyword arguments that start a ``vllm.LLM`` (or ``EngineArgs``) with the plug-in.
+
+    >>> llm = LLM("model", **engine_args(QuickMergeConfig(ratio=0.4)))
+    """
+    return {
+        "kv_transfer_config": {
+            "kv_connector": CONNECTOR_NAME,
+            "kv_connector_module_path": CONNECTOR_MODULE,
+            "kv_role": "kv_consumer",
+            "kv_load_failure_policy": "fail",
+            "kv_connector_extra_config": {CONFIG_KEY: (config or QuickMergeConfig()).to_dict()},
+        },
+        "worker_cls": WORKER_CLASS,
+    }
+
+
+def engine_cli_args(config: QuickMergeConfig | None = None) -> list[str]:
+    """The same as flags of ``vllm serve``."""
+    arguments = engine_args(config)
+    return [
+        "--kv-transfer-config",
+        json.dumps(arguments["kv_transfer_config"]),
+        "--worker-cls",
+        arguments["worker_cls"],
+    ]

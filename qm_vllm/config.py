@@ -1,0 +1,296 @@
+"""The one configuration object of qm_vllm, shared by the pure core and the vLLM plug-in."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+SALIENCIES = ("auto", "fused", "entropy", "window", "dilated", "norm", "ned")
+GROUPINGS = ("contiguous", "knn", "chain")
+MERGES = ("weighted", "select", "mean")
+DELIVERIES = ("inject", "prefill")
+
+
+class ConfigError(ValueError):
+    """A field of the configuration is unknown or has an impossible value."""
+
+
+@dataclass(frozen=True)
+class QuickMergeConfig:
+    """What to keep of a prompt, and how the engine works on it.
+
+    Immutable, validated on construction, JSON-serialisable (:meth:`to_dict`,
+    :meth:`from_dict`). The fields named in :attr:`REQUEST_FIELDS` can be overridden by a
+    single request; the rest are fixed when the engine starts.
+
+    Raises:
+        ConfigError: a value is out of range, with the field, the value and what is allowed.
+    """
+
+    # --- which requests -------------------------------------------------------------------
+    enabled: bool = True
+    """Compress prompts (True) or leave them to plain vLLM (False)."""
+    min_tokens: int = 256
+    """Prompts with fewer tokens than this pass untouched. Tokens, >= 2."""
+
+    # --- budget: how many positions K of the N source tokens stay ---------------------------
+    ratio: float | None = None
+    """K / N, in (0, 1]. If no budget field is set, 0.4. 1.0 keeps every token."""
+    max_kept: int | None = None
+    """K_max of the paper: upper bound on K. Tokens, >= 1. Must hold the protected positions."""
+    alpha: float | None = None
+    """The paper's entropy threshold, in [0, 1]: keep a token where its normalised saliency
+    is at least alpha. The paper's value is 0.45."""
+    min_kept: int = 1
+    """K_min: lower bound on K, unless the prompt is shorter. Tokens, >= 1."""
+
+    # --- protected positions: kept whatever their score --------------------------------------
+    protect_first: int = 4
+    """Attention sinks at the head of the prompt. Tokens, >= 0."""
+    protect_last: int = 64
+    """The tail of the prompt: the question, the chat template's end. Tokens, >= 1."""
+    protect_special: bool = True
+    """Keep the tokenizer's special tokens."""
+    protect_ranges: tuple[tuple[int, int], ...] = ()
+    """Half-open token ranges ``(start, stop)`` to keep; clipped to the prompt."""
+
+    # --- stage 1: saliency --------------------------------------------------------------------
+    saliency: str = "auto"
+    """One of :data:`SALIENCIES`. "auto": "fused" if ``query_visible``, else "entropy"."""
+    query_visible: bool = True
+    """The scores may look at the end of the prompt (the question). False for documents that
+    are compressed once and asked about later."""
+    encoder_layers: int | None = None
+    """E: decoder layers that run over all N tokens. None: two thirds of the model's layers."""
+    score_layers: tuple[int, int] | None = None
+    """Half-open range of layers whose input states give the entropy. None: the layers between
+    a sixth and a third of the depth. Must end at or below E."""
+    logit_scale: float = 24.0
+    """Scale of the cosine logits of eq. 1 (sqrt(D) at D = 576). > 0."""
+    entropy_weight: float = 0.8
+    """Weight of the entropy rank in the fused score, in [0, 1]."""
+    dilation: int = 64
+    """Longest forward span that one attended position pulls in. Tokens, >= 0."""
+
+    # --- stage 2: grouping and merging ----------------------------------------------------------
+    grouping: str = "contiguous"
+    """One of :data:`GROUPINGS`: which kept token a dropped one joins."""
+    merge: str = "weighted"
+    """One of :data:`MERGES`: mass-weighted mean of the group, its anchor alone, plain mean."""
+    epsilon: float = 0.01
+    """Mass of a dropped token, in [0, 1]."""
+    temperature: float = 1.0
+    """Temperature of the Gumbel-softmax relaxation (training only). > 0."""
+
+    # --- delivery ---------------------------------------------------------------------------------
+    delivery: str = "inject"
+    """"inject" writes the KV of the kept positions; "prefill" lets vLLM prefill the kept ids."""
+
+    details: bool = False
+    """Return kept indices, scores and groups in the request's report (``qm-vllm inspect``)."""
+
+    # --- engine: fixed at start ---------------------------------------------------------------------
+    encoder_chunk_tokens: int = 512
+    """Rows per unit of encoder work, and the work of one step as rows through all layers.
+    Smaller values delay running requests less. Tokens, >= 16."""
+    max_live_jobs: int = 4
+    """Jobs whose states or KV may be held in worker memory at once. >= 1."""
+    memo_entries: int = 1024
+    """Remembered results, so that a repeated prompt can use vLLM's prefix cache. >= 0."""
+
+    REQUEST_FIELDS: ClassVar[frozenset[str]] = frozenset({
+        "enabled", "min_tokens", "ratio", "max_kept", "alpha", "min_kept", "protect_first",
+        "protect_last", "protect_special", "protect_ranges", "saliency", "query_visible",
+        "encoder_layers", "score_layers", "logit_scale", "entropy_weight", "dilation",
+        "grouping", "merge", "epsilon", "delivery", "details",
+    })
+    BUDGET_FIELDS: ClassVar[tuple[str, ...]] = ("ratio", "max_kept", "alpha")
+    DEFAULT_RATIO: ClassVar[float] = 0.4
+
+    def __post_init__(self) -> None:
+        for name in ("enabled", "protect_special", "query_visible", "details"):
+            object.__setattr__(self, name, _boolean(name, getattr(self, name)))
+        for name, low in (
+            ("min_tokens", 2), ("min_kept", 1), ("protect_first", 0), ("protect_last", 1),
+            ("dilation", 0), ("encoder_chunk_tokens", 16), ("max_live_jobs", 1),
+            ("memo_entries", 0),
+        ):
+            object.__setattr__(self, name, _integer(name, getattr(self, name), low))
+        for name in ("max_kept", "encoder_layers"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _integer(name, getattr(self, name), 1))
+        if self.ratio is not None:
+            object.__setattr__(self, "ratio", _real("ratio", self.ratio, 0.0, 1.0, open_low=True))
+        if self.alpha is not None:
+            object.__setattr__(self, "alpha", _real("alpha", self.alpha, 0.0, 1.0))
+        for name, low, high, open_low in (
+            ("logit_scale", 0.0, 1e4, True), ("entropy_weight", 0.0, 1.0, False),
+            ("epsilon", 0.0, 1.0, False), ("temperature", 0.0, 1e4, True),
+        ):
+            value = _real(name, getattr(self, name), low, high, open_low=open_low)
+            object.__setattr__(self, name, value)
+        for name, allowed in (
+            ("saliency", SALIENCIES), ("grouping", GROUPINGS), ("merge", MERGES),
+            ("delivery", DELIVERIES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} is unknown; allowed: {', '.join(allowed)}"
+                )
+        object.__setattr__(self, "protect_ranges", _ranges(self.protect_ranges))
+        if self.score_layers is not None:
+            (pair,) = _ranges((self.score_layers,), "score_layers")
+            object.__setattr__(self, "score_layers", pair)
+            if self.encoder_layers is not None and pair[1] > self.encoder_layers:
+                raise ConfigError(
+                    f"score_layers={pair} must end at or below encoder_layers="
+                    f"{self.encoder_layers}"
+                )
+        if self.max_kept is not None and self.min_kept > self.max_kept:
+            raise ConfigError(
+                f"min_kept={self.min_kept} is larger than max_kept={self.max_kept}"
+            )
+        floor = self.protect_first + self.protect_last
+        if self.max_kept is not None and self.max_kept < floor:
+            raise ConfigError(
+                f"max_kept={self.max_kept} cannot hold the protected positions "
+                f"(protect_first + protect_last = {floor}); raise it or protect fewer"
+            )
+
+    @property
+    def effective_saliency(self) -> str:
+        """The score in use once "auto" is resolved."""
+        if self.saliency != "auto":
+            return self.saliency
+        return "fused" if self.query_visible else "entropy"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; :meth:`from_dict` reads it back."""
+        return {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(self))).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuickMergeConfig:
+        """Build from plain JSON types.
+
+        Raises:
+            ConfigError: a name is unknown or a value impossible.
+        """
+        return cls(**_known(values, {f.name for f in dataclasses.fields(cls)}))
+
+    def override(self, values: Mapping[str, Any]) -> QuickMergeConfig:
+        """The configuration of one request: this one with some request fields replaced.
+
+        A request that names any of ratio, max_kept and alpha replaces the whole budget.
+
+        Raises:
+            ConfigError: a name is unknown or fixed at engine start, or a value impossible.
+        """
+        if not values:
+            return self
+        fields = {f.name for f in dataclasses.fields(self)}
+        for name in values:
+            if name in fields and name not in self.REQUEST_FIELDS:
+                raise ConfigError(f"{name} is fixed when the engine starts; leave it out")
+        changes = dict(_known(values, set(self.REQUEST_FIELDS)))
+        if any(name in changes for name in self.BUDGET_FIELDS):
+            for name in self.BUDGET_FIELDS:
+                changes.setdefault(name, None)
+        return dataclasses.replace(self, **changes)
+
+    def fingerprint(self) -> str:
+        """Hash of every field that can change which tokens are kept or their KV."""
+        values = self.to_dict()
+        for name in ("enabled", "min_tokens", "max_live_jobs", "memo_entries"):
+            del values[name]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def request_args(**values: Any) -> dict[str, Any]:
+    """Per-request options for ``SamplingParams(extra_args=...)`` or HTTP ``vllm_xargs``.
+
+    >>> request_args(ratio=0.3)
+    {'qm_ratio': 0.3}
+
+    Raises:
+        ConfigError: a name is unknown or fixed at engine start, or a value impossible.
+    """
+    checked = QuickMergeConfig().override(values)
+    result: dict[str, Any] = {}
+    for name in values:
+        value = getattr(checked, name)
+        if name in ("protect_ranges", "score_layers"):
+            value = json.dumps(value)
+        result["qm_" + name] = value
+    return result
+
+
+def parse_request_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Collect ``qm_*`` scalars and ``kv_transfer_params["quickmerge"]`` of one request.
+
+    Returns the raw values by field name; :meth:`QuickMergeConfig.override` validates them.
+    """
+    extra_args = extra_args or {}
+    values: dict[str, Any] = {}
+    transfer = extra_args.get("kv_transfer_params")
+    if isinstance(transfer, Mapping) and isinstance(transfer.get("quickmerge"), Mapping):
+        values.update(transfer["quickmerge"])
+    for name, value in extra_args.items():
+        if not name.startswith("qm_"):
+            continue
+        if isinstance(value, str) and name[3:] in ("protect_ranges", "score_layers"):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise ConfigError(f"{name}={value!r} is not a JSON list") from error
+        values[name[3:]] = value
+    return values
+
+
+def _known(values: Mapping[str, Any], allowed: set[str]) -> Mapping[str, Any]:
+    for name in values:
+        if name not in allowed:
+            raise ConfigError(f"{name!r} is not an option; allowed: {', '.join(sorted(allowed))}")
+    return values
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise ConfigError(f"{name}={value!r} must be true or false")
+
+
+def _integer(name: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise ConfigError(f"{name}={value!r} must be a whole number >= {low}")
+    if value < low or (isinstance(value, float) and not value.is_integer()):
+        raise ConfigError(f"{name}={value!r} must be a whole number >= {low}")
+    return int(value)
+
+
+def _real(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
+    allowed = f"{'greater than' if open_low else 'at least'} {low:g} and at most {high:g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{name}={value!r} must be a number {allowed}")
+    if not math.isfinite(value) or value > high or value < low or (open_low and value <= low):
+        raise ConfigError(f"{name}={value!r} must be {allowed}")
+    return float(value)
+
+
+def _ranges(value: Any, name: str = "protect_ranges") -> tuple[tuple[int, int], ...]:
+    try:
+        pairs = tuple((int(start), int(stop)) for start, stop in value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name}={value!r} must hold (start, stop) pairs") from error
+    for start, stop in pairs:
+        if not 0 <= start < stop:
+            raise ConfigError(f"{name} has ({start}, {stop}); it must be 0 <= start < stop")
+    return pairs

@@ -1,0 +1,31 @@
+"""Decoder families whose layers can be run densely by the plug-in, by architecture name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from qm_vllm.engine.adapters import llama, qwen
+from qm_vllm.engine.adapters.decoder import DecoderView, UnsupportedDecoder
+
+FAMILIES: dict[str, Callable[[Any], DecoderView]] = {
+    **dict.fromkeys(llama.ARCHITECTURES, llama.view),
+    **dict.fromkeys(qwen.ARCHITECTURES, qwen.view),
+}
+
+__all__ = ["FAMILIES", "DecoderView", "UnsupportedDecoder", "view_decoder"]
+
+
+def view_decoder(model: Any) -> DecoderView:
+    """Look into a loaded vLLM model.
+
+    Raises:
+        UnsupportedDecoder: no adapter, or the model has a feature that the dense pass lacks.
+    """
+    name = type(model).__name__
+    if name not in FAMILIES:
+        raise UnsupportedDecoder(
+            f"{name} has no adapter (available: {', '.join(sorted(FAMILIES))}); "
+            'use delivery="prefill", which scores the token embeddings'
+        )
+    return FAMILIES[name](model)

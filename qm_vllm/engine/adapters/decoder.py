@@ -1,0 +1,100 @@
+"""A uniform look at a loaded decoder: its embedding, its layers, their attention parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class UnsupportedDecoder(ValueError):
+    """The served model cannot be run densely; the message says why."""
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One decoder layer called as ``run(positions, hidden, residual)``.
+
+    ``block.attn`` is vLLM's attention layer and ``block.rotary_emb`` its rotary embedding;
+    both are replaced for the moment of a dense pass (:meth:`borrowed`).
+    """
+
+    run: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    block: nn.Module
+
+    @property
+    def attn(self) -> Any:
+        return self.block.attn
+
+    @property
+    def rotary(self) -> Any:
+        return self.block.rotary_emb
+
+    @contextmanager
+    def borrowed(self, attn: nn.Module, rotary: nn.Module) -> Iterator[None]:
+        """Let ``attn`` and ``rotary`` answer for the layer's own; restored on any exit."""
+        modules = self.block._modules
+        own = modules["attn"], modules["rotary_emb"]
+        modules["attn"], modules["rotary_emb"] = attn, rotary
+        try:
+            yield
+        finally:
+            modules["attn"], modules["rotary_emb"] = own
+
+
+@dataclass(frozen=True)
+class DecoderView:
+    """The parts of a decoder that the dense pass uses; weights are shared, never copied."""
+
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    layers: list[LayerView]
+    hidden_size: int
+    max_position: int | None
+    """Positions in the rotary table; None if unknown."""
+
+
+def sequential_view(model: Any) -> DecoderView:
+    """View of a model whose ``model.layers[i]`` takes (positions, hidden_states, residual).
+
+    Raises:
+        UnsupportedDecoder: the attention has a feature that the dense pass does not honour.
+    """
+    decoder = model.model
+    layers = []
+    for index, layer in enumerate(decoder.layers):
+        if type(layer).__name__ == "PPMissingLayer":
+            raise UnsupportedDecoder("pipeline parallelism is not supported; use one stage")
+        block = layer.self_attn
+        for part in ("attn", "rotary_emb"):
+            if part not in block._modules:
+                raise UnsupportedDecoder(
+                    f"layer {index} of {type(model).__name__} has no self_attn.{part}"
+                )
+        impl = block.attn.impl
+        for feature, label in (
+            ("alibi_slopes", "ALiBi"), ("sinks", "attention sinks"),
+            ("logits_soft_cap", "a logits soft cap"),
+        ):
+            value = getattr(impl, feature, None)
+            if value is not None and not (isinstance(value, (int, float)) and value == 0):
+                raise UnsupportedDecoder(
+                    f"layer {index} uses {label}, which the dense pass does not honour"
+                )
+        if block.attn.sliding_window is not None:
+            raise UnsupportedDecoder(f"layer {index} uses a sliding window")
+        if getattr(block, "dual_chunk_attention_config", None):
+            raise UnsupportedDecoder("dual chunk attention is not supported")
+        if getattr(layer, "ada_rms_norm_t_cond", None) is not None:
+            raise UnsupportedDecoder("time-conditioned norms are not supported")
+        layers.append(LayerView(run=layer.forward, block=block))
+    table = getattr(layers[0].rotary, "cos_sin_cache", None)
+    return DecoderView(
+        embed=model.embed_input_ids,
+        layers=layers,
+        hidden_size=int(decoder.config.hidden_size),
+        max_position=None if table is None else int(table.shape[0]),
+    )

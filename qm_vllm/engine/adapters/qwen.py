@@ -1,0 +1,14 @@
+"""Qwen2 and Qwen3 (dense): Llama's layer order, with biases or a norm on queries and keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qm_vllm.engine.adapters.decoder import DecoderView, sequential_view
+
+ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+def view(model: Any) -> DecoderView:
+    """View of a vLLM ``Qwen2ForCausalLM`` or ``Qwen3ForCausalLM``."""
+    return sequential_view(model)

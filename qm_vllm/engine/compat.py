@@ -1,0 +1,111 @@
+"""Everything of vLLM that the plug-in touches, and the checks that run when an engine starts.
+
+Public: ``KVConnectorBase_V1`` (hooks in :data:`HOOKS`), ``worker_cls``. Private symbols are in
+:data:`PRIVATE`; each is used in the one file named beside it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+
+MIN_VERSION, BELOW_VERSION = (0, 32), (0, 33)
+
+HOOKS: dict[str, tuple[str, ...]] = {
+    "on_new_request": ("self", "request"),
+    "get_num_new_matched_tokens": ("self", "request", "num_computed_tokens"),
+    "update_state_after_alloc": ("self", "request", "blocks", "num_external_tokens"),
+    "build_connector_meta": ("self", "scheduler_output"),
+    "update_connector_output": ("self", "connector_output"),
+    "request_finished": ("self", "request", "block_ids"),
+    "register_kv_caches": ("self", "kv_caches"),
+    "start_load_kv": ("self", "forward_context", "kwargs"),
+    "wait_for_save": ("self",),
+    "get_block_ids_with_load_errors": ("self",),
+    "build_connector_worker_meta": ("self",),
+    "reset_cache": ("self",),
+}
+"""Connector methods that the plug-in overrides, with the parameters it was written for."""
+
+PRIVATE: tuple[tuple[str, str, str], ...] = (
+    ("vllm.v1.request:Request", "update_block_hashes", "request_resize.py"),
+    ("vllm.v1.request:Request", "from_engine_core_request", "request_resize.py"),
+    ("vllm.v1.worker.gpu_worker:Worker", "initialize_from_config", "worker.py"),
+    ("vllm.v1.worker.gpu_worker:Worker", "get_model", "worker.py"),
+    ("vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl", "do_kv_cache_update",
+     "kv_inject.py"),
+    ("vllm.v1.core.kv_cache_manager:KVCacheBlocks", "get_block_ids", "connector.py"),
+)
+"""(owner, attribute, the file that uses it)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, whether it fits, and what was seen."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def check() -> list[Finding]:
+    """Compare the installed vLLM with what the plug-in was written for.
+
+    Raises:
+        ImportError: vLLM is not installed.
+    """
+    findings = [_version()]
+    base = _load("vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1")
+    for name, expected in HOOKS.items():
+        method = getattr(base, name, None)
+        seen = tuple(inspect.signature(method).parameters) if method else ()
+        findings.append(Finding(f"hook {name}", seen == expected, f"({', '.join(seen)})"))
+    for owner, attribute, used_in in PRIVATE:
+        try:
+            ok = hasattr(_load(owner), attribute)
+        except (ImportError, AttributeError):
+            ok = False
+        where = f"used in qm_vllm/engine/{used_in}"
+        findings.append(Finding(f"{owner.replace(':', '.')}.{attribute}", ok, where))
+    findings.append(_resize())
+    return findings
+
+
+def require() -> None:
+    """Raise RuntimeError, with one sentence, if the installed vLLM does not fit."""
+    bad = [finding for finding in check() if not finding.ok]
+    if bad:
+        seen = "; ".join(f"{finding.name}: {finding.detail}" for finding in bad)
+        raise RuntimeError(
+            f"qm_vllm supports vLLM {_text(MIN_VERSION)} up to, not including, "
+            f"{_text(BELOW_VERSION)}, and this one does not fit ({seen}); install a supported "
+            "version or start the engine without engine_args()"
+        )
+
+
+def _version() -> Finding:
+    import vllm
+
+    # Not importlib.metadata: the CPU build is installed under another distribution name.
+    parts = tuple(int(p) for p in vllm.__version__.split("+")[0].split(".")[:2] if p.isdigit())
+    return Finding("vLLM version", MIN_VERSION <= parts < BELOW_VERSION, vllm.__version__)
+
+
+def _resize() -> Finding:
+    from qm_vllm.engine.request_resize import self_check
+
+    try:
+        problem = self_check()
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    return Finding("resizing a request", problem is None, problem or "equal to a fresh request")
+
+
+def _load(path: str) -> object:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _text(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,181 @@
+"""One prompt's way through the encoder: score, choose, merge, and the KV of what is kept.
+
+Pass 1 runs layers [0, E) over N tokens, pass 2 runs layers [E, L) over K states
+(algorithm: docs/algorithm.md). Work is cut into units, so that a worker can stop after any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from qm_vllm.compress import (
+    Compressed,
+    Evidence,
+    absolute_saliency,
+    attention_entropy,
+    choose_budget,
+    finish,
+    needs,
+    protected_mask,
+    round_to_blocks,
+    score_tokens,
+    select,
+)
+from qm_vllm.config import ConfigError
+from qm_vllm.engine.dense_runner import DenseRunner, LayerRecord, Stream
+from qm_vllm.engine.protocol import JobResult, JobSpec
+from qm_vllm.engine.stopwatch import Stopwatch
+
+WINDOW_QUERIES = 32
+WINDOW_LAYERS = 2
+
+
+class CompressionJob:
+    """Runs one :class:`JobSpec`; :attr:`result` is set when it has ended, well or badly.
+
+    Attributes:
+        artifact: keys and values [K - 1, KVH, D] of every layer at compact positions
+            (inject delivery only). The last kept token is left to vLLM, which samples from it.
+    """
+
+    def __init__(self, spec: JobSpec, runner: DenseRunner) -> None:
+        self.spec, self.runner = spec, runner
+        self.result: JobResult | None = None
+        self.artifact: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._clock = Stopwatch(runner.device)
+        self._units = self._run()
+
+    @property
+    def inject(self) -> bool:
+        return self.spec.config.delivery == "inject"
+
+    def advance(self) -> int:
+        """Do one unit of work. Returns its cost in rows x layers; 0 when the job has ended."""
+        try:
+            return next(self._units, 0)
+        except Exception as error:
+            self.artifact = []
+            self.result = JobResult(self.spec.key, error=f"{type(error).__name__}: {error}")
+            return 0
+
+    def _run(self) -> Iterator[int]:
+        clock, spec = self._clock, self.spec
+        with clock.phase("encoder"):
+            stream = Stream(self.runner.embed(spec.token_ids))
+        evidence = Evidence(num_tokens=len(spec.token_ids))
+        records: list[LayerRecord] = []
+        yield from self._encode(stream, evidence, records)
+        with clock.phase("saliency"):
+            states = stream.states
+            evidence.norms = states.float().norm(dim=-1)
+            scores, kept = self._choose(evidence)
+        with clock.phase("merge"):
+            compressed = finish(states, evidence, scores, kept, spec.config)
+        del states, stream
+        if self.inject:
+            yield from self._lower_kv(records, kept[:-1])
+            yield from self._upper_kv(compressed.states[:-1])
+        self.result = self._report(compressed)
+
+    def _encode(
+        self, stream: Stream, evidence: Evidence, records: list[LayerRecord]
+    ) -> Iterator[int]:
+        spec, runner, clock = self.spec, self.runner, self._clock
+        wanted, rows = needs(spec.config), len(spec.token_ids)
+        entropy = "entropy" in wanted or spec.config.alpha is not None
+        incoming = "incoming" in wanted
+        if spec.encoder_layers == 0:
+            evidence.entropies.append(attention_entropy(stream.states, spec.config.logit_scale))
+            yield rows
+        for layer in range(spec.encoder_layers):
+            if (entropy or incoming) and layer in range(*spec.score_layers):
+                with clock.phase("saliency"):
+                    self._score_layer(stream.states, evidence, incoming)
+                yield rows
+            window = "attention" in wanted and layer >= spec.encoder_layers - WINDOW_LAYERS
+            record = runner.record_for(
+                layer, rows, plain_keys=self.inject, rotated_keys=window, values=self.inject,
+                num_queries=WINDOW_QUERIES if window else 0,
+            )
+            yield from self._timed("encoder", runner.run_layer(layer, stream, record))
+            if window:
+                with clock.phase("saliency"):
+                    evidence.attention.append(runner.window_attention(layer, record))
+                record.rotated_keys = record.queries = None
+            records.append(record)
+
+    def _score_layer(self, states: torch.Tensor, evidence: Evidence, incoming: bool) -> None:
+        scale = self.spec.config.logit_scale
+        if incoming:
+            outgoing, received = attention_entropy(states, scale, incoming=True)
+            evidence.incoming.append(received)
+        else:
+            outgoing = attention_entropy(states, scale)
+        evidence.entropies.append(outgoing)
+
+    def _choose(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+        spec = self.spec
+        config, rows = spec.config, len(spec.token_ids)
+        saliency = None if config.alpha is None else absolute_saliency(evidence)
+        k = choose_budget(config, rows, saliency)
+        protected = protected_mask(config, None, rows, frozenset()).to(self.runner.device)
+        protected[spec.special_positions] = True
+        floor = int(protected.sum())
+        if k < rows:
+            k = max(k, floor)
+            if spec.block_size is not None:
+                k = round_to_blocks(k, rows, floor, spec.block_size)
+        if config.max_kept is not None and k > config.max_kept:
+            raise ConfigError(
+                f"max_kept={config.max_kept} is too small: {floor} positions are protected and "
+                f"{k} would be kept; raise it or protect fewer"
+            )
+        scores = score_tokens(evidence, config, k)
+        return scores, select(scores, k, protected)
+
+    def _lower_kv(self, records: list[LayerRecord], kept: torch.Tensor) -> Iterator[int]:
+        for layer, record in enumerate(records):
+            with self._clock.phase("merge"):
+                assert record.plain_keys is not None and record.values is not None
+                keys = self.runner.rotate(layer, record.plain_keys[kept])
+                self.artifact.append((keys, record.values[kept]))
+                record.plain_keys = record.values = None
+        yield len(kept)
+
+    def _upper_kv(self, states: torch.Tensor) -> Iterator[int]:
+        stream, rows = Stream(states), states.shape[0]
+        for layer in range(self.spec.encoder_layers, len(self.runner.view.layers)):
+            record = self.runner.record_for(
+                layer, rows, plain_keys=False, rotated_keys=True, values=True
+            )
+            yield from self._timed("upper", self.runner.run_layer(layer, stream, record))
+            assert record.rotated_keys is not None and record.values is not None
+            self.artifact.append((record.rotated_keys, record.values))
+
+    def _timed(self, phase: str, units: Iterator[int]) -> Iterator[int]:
+        while True:
+            with self._clock.phase(phase):
+                cost = next(units, None)
+            if cost is None:
+                return
+            yield cost
+
+    def _report(self, compressed: Compressed) -> JobResult:
+        seconds = self._clock.seconds()
+        figures = {
+            "gamma": compressed.gamma,
+            "reconstruction_error": compressed.reconstruction_error,
+            "seconds": sum(seconds.values()),
+            **{f"seconds_{name}": seconds.get(name, 0.0)
+               for name in ("encoder", "saliency", "merge", "upper")},
+        }
+        details = None
+        if self.spec.config.details:
+            details = {
+                "kept_indices": compressed.kept.tolist(),
+                "scores": [round(s, 4) for s in compressed.scores.tolist()],
+                "groups": compressed.groups.tolist(),
+            }
+        return JobResult(self.spec.key, compressed.kept.tolist(), figures, details)

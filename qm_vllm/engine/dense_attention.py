@@ -1,0 +1,155 @@
+"""Causal attention over one layer's contiguous keys, queries in chunks (bottom-right aligned).
+
+Backends, best first: vLLM's CPU kernel over a scratch of contiguous blocks, vLLM's
+FlashAttention (CUDA), torch's scaled dot product. All take the chunk ``[start, stop)`` of
+queries and attend to keys ``[0, stop)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch.nn import functional as F
+
+SCRATCH_BLOCK = 128
+
+
+class DenseAttention(Protocol):
+    """Attention of one layer at a time; :meth:`begin` forgets the layer before."""
+
+    def begin(self, num_tokens: int) -> None:
+        """Start a layer of ``num_tokens`` rows."""
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
+    ) -> torch.Tensor:
+        """Append the chunk's ``key``/``value`` [C, KVH, D] at ``start`` and attend.
+
+        Args:
+            query: [C, H, D]; row i sits at position ``start + i``.
+
+        Returns:
+            [C, H, D].
+        """
+        ...
+
+
+class SdpaAttention:
+    """torch's scaled dot product: works everywhere, the reference for the others."""
+
+    def __init__(self, attn: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self.scale = float(attn.impl.scale)
+        self.num_kv_heads, self.head_size = attn.num_kv_heads, attn.head_size
+        self.dtype, self.device = dtype, device
+
+    def begin(self, num_tokens: int) -> None:
+        shape = (num_tokens, self.num_kv_heads, self.head_size)
+        self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.values = torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
+    ) -> torch.Tensor:
+        stop = start + query.shape[0]
+        self.keys[start:stop], self.values[start:stop] = key, value
+        mask = None
+        if start:
+            mask = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device)
+            mask = mask.tril(start)
+        out = F.scaled_dot_product_attention(
+            query.transpose(0, 1)[None],
+            self.keys[:stop].transpose(0, 1)[None],
+            self.values[:stop].transpose(0, 1)[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=True,
+        )
+        return out[0].transpose(0, 1)
+
+
+class CpuKernelAttention:
+    """vLLM's own CPU kernel, so that numbers equal those of a plain prefill."""
+
+    def __init__(self, attn: Any, dtype: torch.dtype, device: torch.device) -> None:
+        from vllm import _custom_ops
+        from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+        self.ops = _custom_ops
+        self.scale = float(attn.impl.scale)
+        self.num_heads, self.num_kv_heads = attn.num_heads, attn.num_kv_heads
+        self.head_size, self.dtype = attn.head_size, dtype
+        self.isa = _get_attn_isa(dtype, SCRATCH_BLOCK, self.head_size)
+        self.cache = torch.empty(0)
+
+    def begin(self, num_tokens: int) -> None:
+        blocks = -(-num_tokens // SCRATCH_BLOCK)
+        if self.cache.shape[0] != blocks:
+            shape = (blocks, self.num_kv_heads, 2 * SCRATCH_BLOCK, self.head_size)
+            self.cache = torch.zeros(shape, dtype=self.dtype)
+            self.table = torch.arange(blocks, dtype=torch.int32)[None]
+        self.key_cache, self.value_cache = self.cache.chunk(2, dim=2)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
+    ) -> torch.Tensor:
+        rows = query.shape[0]
+        scales = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": "auto"}
+        self.ops.cpu_attn_reshape_and_cache(
+            key, value, self.key_cache, self.value_cache,
+            torch.arange(start, start + rows), self.isa, **scales,
+        )
+        lengths = torch.tensor([start + rows], dtype=torch.int32)
+        starts = torch.tensor([0, rows], dtype=torch.int32)
+        plan = self.ops.cpu_attn_get_scheduler_metadata(
+            num_reqs=1, num_heads=self.num_heads, num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_size, seq_lens=lengths, dtype=self.dtype, query_start_loc=starts,
+            causal=True, sliding_window_size=-1, isa=self.isa, enable_kv_split=False,
+            dynamic_causal=None, kv_cache_dtype="auto",
+        )
+        out = torch.empty_like(query)
+        self.ops.cpu_attention_with_kv_cache(
+            query=query, key_cache=self.key_cache, value_cache=self.value_cache, output=out,
+            query_start_loc=starts, seq_lens=lengths, scale=self.scale, causal=True,
+            alibi_slopes=None, sliding_window=-1, block_table=self.table, softcap=0,
+            scheduler_metadata=plan, s_aux=None, dynamic_causal=None, **scales,
+        )
+        return out
+
+
+class FlashVarlenAttention(SdpaAttention):
+    """vLLM's FlashAttention on CUDA; its causal mask is bottom-right aligned."""
+
+    def __init__(self, attn: Any, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(attn, dtype, device)
+        from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
+        from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+        self.function, self.version = flash_attn_varlen_func, get_flash_attn_version()
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
+    ) -> torch.Tensor:
+        rows = query.shape[0]
+        stop = start + rows
+        self.keys[start:stop], self.values[start:stop] = key, value
+        bounds = torch.tensor([[0, rows], [0, stop]], dtype=torch.int32, device=query.device)
+        return self.function(  # type: ignore[no-any-return]
+            q=query, k=self.keys[:stop], v=self.values[:stop],
+            cu_seqlens_q=bounds[0], cu_seqlens_k=bounds[1], max_seqlen_q=rows,
+            max_seqlen_k=stop, softmax_scale=self.scale, causal=True, fa_version=self.version,
+        )
+
+
+def choose_backend(attn: Any, dtype: torch.dtype, device: torch.device) -> DenseAttention:
+    """The best backend that this machine has for the layer's shape."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    try:
+        if device.type == "cpu":
+            return CpuKernelAttention(attn, dtype, device)
+        if device.type == "cuda" and half and attn.head_size <= 256:
+            return FlashVarlenAttention(attn, dtype, device)
+    except (ImportError, AttributeError, NotImplementedError):
+        pass
+    return SdpaAttention(attn, dtype, device)

@@ -1,0 +1,205 @@
+"""Runs decoder layers of the served model over a whole sequence, outside vLLM's batch.
+
+Layer by layer, rows in fixed chunks: only one layer's attention keys are live at a time, and
+chunk bounds do not depend on load, so the same prompt gives bit-identical states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from qm_vllm.engine.adapters.decoder import DecoderView
+from qm_vllm.engine.dense_attention import DenseAttention, choose_backend
+
+
+class _RotaryTap(nn.Module):
+    """Applies the layer's rotary embedding and keeps the keys as they were before it."""
+
+    def __init__(self, rotary: Any, keys: torch.Tensor | None) -> None:
+        super().__init__()
+        self.own, self.keys, self.start = [rotary], keys, 0
+
+    def forward(
+        self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.keys is not None:
+            rows = key.shape[0]
+            self.keys[self.start : self.start + rows] = key.reshape(rows, *self.keys.shape[1:])
+        rotated: tuple[torch.Tensor, torch.Tensor] = self.own[0](positions, query, key)
+        return rotated
+
+
+class _AttentionTap(nn.Module):
+    """Answers for vLLM's attention layer with dense causal attention over the sequence."""
+
+    def __init__(
+        self, attention: DenseAttention, attn: Any, num_tokens: int, record: LayerRecord
+    ) -> None:
+        super().__init__()
+        self.attention, self.record, self.num_tokens = attention, record, num_tokens
+        self.shape = (attn.num_heads, attn.num_kv_heads, attn.head_size)
+        self.start = 0
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+    ) -> torch.Tensor:
+        heads, kv_heads, size = self.shape
+        rows, stop = query.shape[0], self.start + query.shape[0]
+        query = query.reshape(rows, heads, size)
+        key, value = key.reshape(rows, kv_heads, size), value.reshape(rows, kv_heads, size)
+        record = self.record
+        if record.values is not None:
+            record.values[self.start : stop] = value
+        if record.rotated_keys is not None:
+            record.rotated_keys[self.start : stop] = key
+        if record.queries is not None:
+            first = self.num_tokens - record.queries.shape[0]
+            if stop > first:
+                low = max(first, self.start)
+                record.queries[low - first : stop - first] = query[low - self.start :]
+        out = self.attention.attend(query, key, value, self.start)
+        return out.reshape(rows, heads * size)
+
+
+class Stream:
+    """Residual stream of a sequence between two layers; both tensors [N, D]."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self.hidden = states
+        self.residual: torch.Tensor | None = None
+
+    @property
+    def states(self) -> torch.Tensor:
+        """The states that the next layer reads: [N, D]."""
+        return self.hidden if self.residual is None else self.hidden + self.residual
+
+
+class LayerRecord:
+    """What one layer leaves behind: [N, KVH, D] keys and values, [W, H, D] last queries."""
+
+    def __init__(self) -> None:
+        self.plain_keys: torch.Tensor | None = None
+        self.rotated_keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+        self.queries: torch.Tensor | None = None
+
+
+class DenseRunner:
+    """Drives :class:`DecoderView` layers; owns the attention scratch."""
+
+    def __init__(
+        self, view: DecoderView, dtype: torch.dtype, device: torch.device, chunk_tokens: int
+    ) -> None:
+        self.view, self.dtype, self.device, self.chunk = view, dtype, device, chunk_tokens
+        if view.layers:
+            self.attention: DenseAttention = choose_backend(view.layers[0].attn, dtype, device)
+
+    def embed(self, token_ids: list[int]) -> torch.Tensor:
+        """Token embeddings [N, D] of the served model."""
+        return self.view.embed(torch.tensor(token_ids, dtype=torch.long, device=self.device))
+
+    def record_for(
+        self, layer: int, num_tokens: int, *, plain_keys: bool, rotated_keys: bool, values: bool,
+        num_queries: int = 0,
+    ) -> LayerRecord:
+        """Empty buffers for what :meth:`run_layer` shall capture."""
+        attn = self.view.layers[layer].attn
+        record = LayerRecord()
+
+        def buffer(rows: int, heads: int) -> torch.Tensor:
+            return torch.empty((rows, heads, attn.head_size), dtype=self.dtype, device=self.device)
+
+        if plain_keys:
+            record.plain_keys = buffer(num_tokens, attn.num_kv_heads)
+        if rotated_keys:
+            record.rotated_keys = buffer(num_tokens, attn.num_kv_heads)
+        if values:
+            record.values = buffer(num_tokens, attn.num_kv_heads)
+        if num_queries:
+            record.queries = buffer(min(num_queries, num_tokens), attn.num_heads)
+        return record
+
+    def run_layer(self, layer: int, stream: Stream, record: LayerRecord) -> Iterator[int]:
+        """Run one layer over all rows of ``stream``, in place; yields the rows of each chunk."""
+        view = self.view.layers[layer]
+        hidden, residual = stream.hidden, stream.residual
+        rest = torch.empty_like(hidden) if residual is None else residual
+        num_tokens = hidden.shape[0]
+        rotary = _RotaryTap(view.rotary, record.plain_keys)
+        attn = _AttentionTap(self.attention, view.attn, num_tokens, record)
+        self.attention.begin(num_tokens)
+        for start in range(0, num_tokens, self.chunk):
+            stop = min(start + self.chunk, num_tokens)
+            rotary.start = attn.start = start
+            positions = torch.arange(start, stop, device=self.device)
+            with view.borrowed(attn, rotary):
+                out, added = view.run(
+                    positions, hidden[start:stop], None if residual is None else rest[start:stop]
+                )
+            # ``added`` may alias the rows of ``hidden``: copy it before they are overwritten.
+            rest[start:stop] = added
+            hidden[start:stop] = out
+            yield stop - start
+        stream.residual = rest
+
+    def rotate(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
+        """Rotary embedding of plain ``keys`` [K, KVH, D] at positions 0..K-1."""
+        flat = keys.reshape(keys.shape[0], -1).clone()
+        positions = torch.arange(keys.shape[0], device=self.device)
+        _, rotated = self.view.layers[layer].rotary(positions, flat.clone(), flat)
+        return rotated.reshape(keys.shape)
+
+    def window_attention(self, layer: int, record: LayerRecord) -> torch.Tensor:
+        """Causal attention of the recorded last queries, mean over heads: [W, N] float32."""
+        assert record.queries is not None and record.rotated_keys is not None
+        attn = self.view.layers[layer].attn
+        queries, keys = record.queries.float(), record.rotated_keys.float()
+        window, num_tokens = queries.shape[0], keys.shape[0]
+        grouped = queries.reshape(window, attn.num_kv_heads, -1, attn.head_size)
+        logits = torch.einsum("wkgd,nkd->kgwn", grouped, keys) * float(attn.impl.scale)
+        first = num_tokens - window
+        mask = torch.ones(window, num_tokens, dtype=torch.bool, device=keys.device).tril(first)
+        weights = logits.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        return mean_over_heads(weights.flatten(0, 1))
+
+
+def mean_over_heads(weights: torch.Tensor) -> torch.Tensor:
+    """Mean of [H, W, N] over the heads of all tensor-parallel ranks."""
+    from vllm.distributed import (
+        get_tensor_model_parallel_world_size,
+        tensor_model_parallel_all_reduce,
+    )
+
+    mean = weights.mean(dim=0)
+    ranks = get_tensor_model_parallel_world_size()
+    return mean if ranks == 1 else tensor_model_parallel_all_reduce(mean) / ranks
+
+
+def self_check(runner: DenseRunner, num_tokens: int = 64) -> str | None:
+    """Run the first layers over a few tokens in two chunkings; the states must agree.
+
+    Returns:
+        None, or a sentence that says what is wrong with the dense pass on this machine.
+    """
+    chunk, states = runner.chunk, []
+    try:
+        for rows in (num_tokens, 24):
+            runner.chunk = rows
+            stream = Stream(runner.embed(list(range(1, num_tokens + 1))))
+            for layer in range(min(2, len(runner.view.layers))):
+                for _ in runner.run_layer(layer, stream, LayerRecord()):
+                    pass
+            states.append(stream.states.float())
+    except Exception as error:
+        return f"the dense pass fails on this model: {type(error).__name__}: {error}"
+    finally:
+        runner.chunk = chunk
+    error = float((states[0] - states[1]).norm() / states[0].norm())
+    limit = 1e-4 if runner.dtype == torch.float32 else 3e-2
+    if not error <= limit:
+        return f"the dense pass depends on its chunk size (relative error {error:.1e})"
+    return None

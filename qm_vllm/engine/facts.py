@@ -1,0 +1,104 @@
+"""What the plug-in has to know of the engine it lives in, and what it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qm_vllm.engine.adapters import FAMILIES
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """Settings of the running engine, read once at start."""
+
+    block_size: int
+    block_bytes: int
+    """Bytes of one KV block over all layers of this rank."""
+    num_layers: int
+    max_model_len: int
+    max_position: int | None
+    special_ids: frozenset[int]
+    model_key: str
+    """Hash over what decides the KV of a prompt: model, revision, dtypes."""
+    no_inject: str | None
+    """Why the inject delivery is impossible here; None if it is possible."""
+    has_adapter: bool
+    prefix_caching: bool
+
+
+def refuse(config: VllmConfig) -> str | None:
+    """A sentence if the plug-in cannot work in this engine at all, else None."""
+    parallel, model = config.parallel_config, config.model_config
+    if parallel.pipeline_parallel_size > 1:
+        return "pipeline parallelism is not supported; set pipeline_parallel_size=1"
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            return f"context parallelism is not supported; set {name}=1"
+    if model.runner_type != "generate":
+        return f"runner {model.runner_type!r} is not supported; only text generation is"
+    if model.use_mla:
+        return "multi-head latent attention (MLA) is not supported"
+    experts = getattr(model, "is_moe", False)
+    if experts and (parallel.enable_expert_parallel or parallel.data_parallel_size > 1):
+        return "mixture-of-experts with expert or data parallelism is not supported"
+    if config.lora_config is not None:
+        return "LoRA is not supported yet; start without enable_lora"
+    return None
+
+
+def read_facts(config: VllmConfig, kv_cache_config: KVCacheConfig) -> EngineFacts:
+    """Collect :class:`EngineFacts` in the scheduler's process."""
+    model, text = config.model_config, config.model_config.hf_text_config
+    groups = kv_cache_config.kv_cache_groups
+    has_adapter = model.architecture in FAMILIES
+    no_inject = None
+    if not has_adapter:
+        no_inject = (
+            f"{model.architecture} has no adapter (available: {', '.join(sorted(FAMILIES))})"
+        )
+    elif len(groups) != 1:
+        no_inject = f"the model has {len(groups)} KV-cache groups (hybrid attention)"
+    elif config.speculative_config is not None:
+        no_inject = "speculative decoding is on"
+    if no_inject:
+        no_inject += '; use delivery="prefill"'
+    dtype = config.cache_config.cache_dtype
+    identity = (model.model, model.revision, str(model.dtype), dtype, model.quantization)
+    return EngineFacts(
+        block_size=config.cache_config.block_size,
+        block_bytes=sum(
+            group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in groups
+        ),
+        num_layers=int(text.num_hidden_layers),
+        max_model_len=model.max_model_len,
+        max_position=getattr(text, "max_position_embeddings", None),
+        special_ids=_special_ids(model),
+        model_key=hashlib.sha256(repr(identity).encode()).hexdigest(),
+        no_inject=no_inject,
+        has_adapter=has_adapter,
+        prefix_caching=bool(config.cache_config.enable_prefix_caching),
+    )
+
+
+def _special_ids(model: Any) -> frozenset[int]:
+    if not model.skip_tokenizer_init:
+        try:
+            from vllm.tokenizers import cached_tokenizer_from_config
+
+            return frozenset(cached_tokenizer_from_config(model).all_special_ids)
+        except Exception as error:
+            logger.warning("qm_vllm: no tokenizer here (%s); using bos and eos only", error)
+    found: set[int] = set()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        value = getattr(model.hf_text_config, name, None)
+        found.update([value] if isinstance(value, int) else value or [])
+    return frozenset(found)

@@ -1,0 +1,91 @@
+"""Decides what happens to one arriving request: its configuration, or why it is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from qm_vllm.config import ConfigError, QuickMergeConfig, parse_request_args
+from qm_vllm.engine.facts import EngineFacts
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+
+class Untouched(Exception):
+    """The request goes to plain vLLM; the message is the reason in its report."""
+
+
+@dataclass(frozen=True)
+class RequestPlan:
+    """A request that will be compressed, with the layers in use resolved."""
+
+    config: QuickMergeConfig
+    encoder_layers: int
+    score_layers: tuple[int, int]
+
+
+def plan_request(request: Request, base: QuickMergeConfig, facts: EngineFacts) -> RequestPlan:
+    """Validate a request's options against the engine.
+
+    Raises:
+        Untouched: with the reason, for anything that cannot or should not be compressed.
+    """
+    params = request.sampling_params
+    if params is None:
+        raise Untouched("not a text generation request")
+    try:
+        config = base.override(parse_request_args(params.extra_args))
+    except ConfigError as error:
+        raise Untouched(f"invalid option: {error}") from error
+    if not config.enabled:
+        raise Untouched("disabled for this request")
+    tokens = request.num_prompt_tokens
+    for present, reason in (
+        (request.prompt_token_ids is None or request.prompt_embeds is not None,
+         "the prompt has embeddings instead of token ids"),
+        (bool(request.mm_features), "the prompt has images, audio or video"),
+        (request.resumable, "streaming input sessions are not supported"),
+        (request.lora_request is not None, "LoRA requests are not supported"),
+        (params.prompt_logprobs is not None, "prompt_logprobs needs every prompt position"),
+        (tokens < config.min_tokens,
+         f"{tokens} prompt tokens are fewer than min_tokens={config.min_tokens}"),
+        (facts.max_position is not None and tokens > facts.max_position,
+         f"{tokens} prompt tokens exceed the model's {facts.max_position} positions"),
+    ):
+        if present:
+            raise Untouched(reason)
+    if config.delivery == "inject" and facts.no_inject:
+        raise Untouched(facts.no_inject)
+    if not facts.has_adapter:
+        return _embedding_plan(config)
+    return _layer_plan(config, facts.num_layers)
+
+
+def _embedding_plan(config: QuickMergeConfig) -> RequestPlan:
+    """Without an adapter only the token embeddings can be scored."""
+    if config.saliency in ("window", "dilated", "fused"):
+        raise Untouched(
+            f"saliency={config.saliency!r} needs attention, and this model has no adapter; "
+            "use 'auto', 'entropy', 'norm' or 'ned'"
+        )
+    if config.saliency == "auto":
+        config = replace(config, saliency="entropy")
+    return RequestPlan(config, 0, (0, 0))
+
+
+def _layer_plan(config: QuickMergeConfig, num_layers: int) -> RequestPlan:
+    depth = config.encoder_layers or max(1, round(num_layers * 2 / 3))
+    if depth > num_layers:
+        raise Untouched(
+            f"invalid option: encoder_layers={depth} is more than the model's {num_layers} layers"
+        )
+    first = num_layers // 6
+    score = config.score_layers or (first, max(first + 1, num_layers // 3))
+    if config.score_layers is None and score[1] > depth:
+        score = (max(0, depth - 1), depth)
+    if score[1] > depth:
+        raise Untouched(
+            f"invalid option: score_layers={score} must end at or below encoder_layers={depth}"
+        )
+    return RequestPlan(config, depth, score)

@@ -1,0 +1,97 @@
+"""Worker half of the connector: the job queue, a step's work budget, and KV delivery."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from qm_vllm.config import QuickMergeConfig
+from qm_vllm.engine.adapters import UnsupportedDecoder, view_decoder
+from qm_vllm.engine.adapters.decoder import DecoderView
+from qm_vllm.engine.compression_job import CompressionJob
+from qm_vllm.engine.dense_runner import DenseRunner, self_check
+from qm_vllm.engine.kv_inject import slot_mapping, write_kv
+from qm_vllm.engine.protocol import JobResult, QuickMergeMetadata, QuickMergeWorkerMetadata
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerSide:
+    """Owns the jobs of one worker. All ranks of a tensor-parallel group do the same units."""
+
+    def __init__(self, config: QuickMergeConfig, block_size: int) -> None:
+        self.config, self.block_size = config, block_size
+        self.runner: DenseRunner | None = None
+        self.problem: str | None = "the worker was not given the model (set worker_cls)"
+        self.kv_caches: dict[str, torch.Tensor] = {}
+        self.jobs: dict[str, CompressionJob] = {}
+        self.results: dict[str, JobResult] = {}
+        self.failed_blocks: set[int] = set()
+
+    def attach_model(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+        """Look into the loaded model; a model that does not fit is reported per request."""
+        chunk = self.config.encoder_chunk_tokens
+        try:
+            self.runner = DenseRunner(view_decoder(model), dtype, device, chunk)
+            self.problem = self_check(self.runner)
+        except UnsupportedDecoder as error:
+            self.runner, self.problem = None, str(error)
+            if hasattr(model, "embed_input_ids"):
+                hidden = int(getattr(model.config, "hidden_size", 0))
+                view = DecoderView(model.embed_input_ids, [], hidden, None)
+                self.runner = DenseRunner(view, dtype, device, chunk)
+        if self.problem:
+            logger.warning("qm_vllm: %s", self.problem)
+
+    def load(self, metadata: QuickMergeMetadata) -> None:
+        """Write the KV of the requests that were scheduled in this step."""
+        for load in metadata.loads:
+            try:
+                job = self.jobs[load.key]
+                assert self.runner is not None
+                slots = slot_mapping(
+                    load.block_ids, self.block_size, load.start, load.stop, self.runner.device
+                )
+                layers = [
+                    (layer.attn, self.kv_caches[layer.attn.layer_name])
+                    for layer in self.runner.view.layers
+                ]
+                write_kv(layers, job.artifact, slots, load.start)
+            except Exception:
+                logger.exception("qm_vllm: writing the KV of %s failed", load.request_id)
+                self.failed_blocks.update(load.block_ids)
+
+    def work(self, metadata: QuickMergeMetadata) -> None:
+        """Apply releases, take new jobs, and do at most one step's worth of encoder work."""
+        for key in metadata.releases:
+            self.jobs.pop(key, None)
+        for spec in metadata.jobs:
+            if self.runner is None or (self.problem and spec.encoder_layers):
+                self.results[spec.key] = JobResult(spec.key, error=self.problem)
+            else:
+                self.jobs[spec.key] = CompressionJob(spec, self.runner)
+        if self.runner is None:
+            return
+        budget = self.config.encoder_chunk_tokens * max(1, len(self.runner.view.layers))
+        for key, job in self.jobs.items():
+            if job.result is not None:
+                continue
+            while job.result is None and budget > 0:
+                budget -= job.advance()
+            if job.result is None:
+                break
+            self.results[key] = job.result
+
+    def collect(self) -> QuickMergeWorkerMetadata | None:
+        """Results since the last call, or None."""
+        if not self.results:
+            return None
+        results, self.results = self.results, {}
+        return QuickMergeWorkerMetadata(results)
+
+    def take_failed_blocks(self) -> set[int]:
+        """Blocks whose KV could not be written since the last call."""
+        failed, self.failed_blocks = self.failed_blocks, set()
+        return failed

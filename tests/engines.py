@@ -1,0 +1,97 @@
+"""Real vLLM engines for tests: in this process, so that a test can look into the scheduler."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+TINY_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@contextmanager
+def engine(model: str | Path, config: Any = None, **overrides: Any) -> Iterator[Any]:
+    """A ``vllm.LLM``; with a :class:`QuickMergeConfig` the plug-in is on."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
+
+    from qm_vllm import engine_args
+
+    options: dict[str, Any] = {
+        "model": str(model), "dtype": "float32", "max_model_len": 4096, "block_size": 32,
+        "enforce_eager": True, "kv_cache_memory_bytes": 256 << 20, "seed": 0,
+        "max_num_batched_tokens": 2048, "disable_log_stats": True,
+    }
+    options.update(overrides)
+    if config is not None:
+        options.update(engine_args(config))
+    llm = LLM(**options)
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        ensure_kv_transfer_shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory(shutdown_ray=False)
+
+
+def scheduler_of(llm: Any) -> Any:
+    """vLLM's own scheduler of an in-process engine."""
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def make_tiny_model(family: str, folder: Path, *, layers: int = 6, seed: int = 0) -> Path:
+    """A random decoder of the family: hidden 128, 4 heads, 2 KV heads, 512 tokens."""
+    import torch
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+        OPTConfig,
+        OPTForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+    )
+
+    torch.manual_seed(seed)
+    common: dict[str, Any] = {
+        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256,
+        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 8192, "initializer_range": 0.12,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }
+    makers: dict[str, Any] = {
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**common)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**common, sliding_window=None)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**common)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**common, head_dim=32)),
+        "opt": lambda: OPTForCausalLM(OPTConfig(
+            vocab_size=512, hidden_size=128, ffn_dim=256, num_hidden_layers=layers,
+            num_attention_heads=4, max_position_embeddings=4096, word_embed_proj_dim=128,
+        )),
+    }
+    target = folder / family
+    model = makers[family]().eval()
+    model.save_pretrained(target)
+    return target
+
+
+def random_prompt(length: int, seed: int, vocab: int = 512) -> list[int]:
+    """Token ids without special tokens."""
+    import random
+
+    chooser = random.Random(seed)
+    return [chooser.randrange(3, vocab) for _ in range(length)]
