@@ -121,9 +121,9 @@ def main() -> None:
     lengths = [int(n) for n in args.lengths.split(",")]
     model = args.model
     if model is None:
-        from qm_vllm.cli.embedded import prepare_embedded_model
+        from qm_vllm.cli.embedded import ensure_model
 
-        model = str(prepare_embedded_model())
+        model = str(ensure_model())
     options = {
         "model": model, "dtype": args.dtype, "max_model_len": max(lengths) + 64,
         "max_num_batched_tokens": max(lengths) + 64, "block_size": 32,

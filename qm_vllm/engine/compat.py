@@ -32,6 +32,7 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
     ("vllm.v1.request:Request", "update_block_hashes", "request_resize.py"),
     ("vllm.v1.request:Request", "from_engine_core_request", "request_resize.py"),
     ("vllm.v1.worker.gpu_worker:Worker", "initialize_from_config", "worker.py"),
+    ("vllm.v1.worker.gpu_worker:Worker", "determine_available_memory", "worker.py"),
     ("vllm.v1.worker.gpu_worker:Worker", "get_model", "worker.py"),
     ("vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl", "do_kv_cache_update",
      "kv_inject.py"),

@@ -20,6 +20,7 @@ from qm_vllm.compress import (
     needs,
     protected_mask,
     round_to_blocks,
+    row_norms,
     score_tokens,
     select,
 )
@@ -69,7 +70,7 @@ class CompressionJob:
         yield from self._encode(stream, evidence, records)
         with clock.phase("saliency"):
             states = stream.states
-            evidence.norms = states.float().norm(dim=-1)
+            evidence.norms = row_norms(states)
             scores, kept = self._choose(evidence)
         with clock.phase("merge"):
             compressed = finish(states, evidence, scores, kept, spec.config)
@@ -118,15 +119,13 @@ class CompressionJob:
     def _choose(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
         spec = self.spec
         config, rows = spec.config, len(spec.token_ids)
-        saliency = None if config.alpha is None else absolute_saliency(evidence)
-        k = choose_budget(config, rows, saliency)
-        protected = protected_mask(config, None, rows, frozenset()).to(self.runner.device)
+        protected = protected_mask(config, None, rows, frozenset())
         protected[spec.special_positions] = True
         floor = int(protected.sum())
-        if k < rows:
-            k = max(k, floor)
-            if spec.block_size is not None:
-                k = round_to_blocks(k, rows, floor, spec.block_size)
+        saliency = None if config.alpha is None else absolute_saliency(evidence)
+        k = choose_budget(config, rows, saliency, floor)
+        if spec.block_size is not None:
+            k = round_to_blocks(k, rows, floor, spec.block_size)
         if config.max_kept is not None and k > config.max_kept:
             raise ConfigError(
                 f"max_kept={config.max_kept} is too small: {floor} positions are protected and "
@@ -166,6 +165,7 @@ class CompressionJob:
         seconds = self._clock.seconds()
         figures = {
             "gamma": compressed.gamma,
+            "retained_norm": compressed.retained_norm,
             "reconstruction_error": compressed.reconstruction_error,
             "seconds": sum(seconds.values()),
             **{f"seconds_{name}": seconds.get(name, 0.0)

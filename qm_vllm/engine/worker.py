@@ -6,7 +6,10 @@ The class is made on first access, on top of whichever worker vLLM would have ch
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 WORKER_BASES = {
     "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
@@ -17,7 +20,18 @@ WORKER_BASES = {
 
 
 class QuickMergeWorkerMixin:
-    """Overrides one public step of the worker's start-up."""
+    """Overrides two public steps of the worker's start-up."""
+
+    def determine_available_memory(self) -> int:
+        """KV-cache bytes, less the scratch of our jobs where device memory is profiled."""
+        available: int = super().determine_available_memory()  # type: ignore[misc]
+        config: Any = self.vllm_config  # type: ignore[attr-defined]
+        explicit = config.cache_config.kv_cache_memory_bytes is not None
+        if self.device.type == "cpu" or explicit:  # type: ignore[attr-defined]
+            return available
+        reserved = _reserved_bytes(config)
+        logger.info("qm_vllm: %.2f GiB are kept for compression jobs", reserved / 2**30)
+        return max(0, available - reserved)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
@@ -32,6 +46,23 @@ class QuickMergeWorkerMixin:
             config: Any = self.vllm_config.model_config  # type: ignore[attr-defined]
             model = self.model_runner.get_model()  # type: ignore[attr-defined]
             connector.worker_side.attach_model(model, config.dtype, self.device)  # type: ignore[attr-defined]
+
+
+def _reserved_bytes(config: Any) -> int:
+    from qm_vllm.api import CONFIG_KEY
+    from qm_vllm.config import QuickMergeConfig
+    from qm_vllm.engine.scratch_memory import DecoderShape, scratch_bytes
+
+    options = config.kv_transfer_config.kv_connector_extra_config.get(CONFIG_KEY, {})
+    model, parallel = config.model_config, config.parallel_config
+    shape = DecoderShape(
+        hidden_size=model.get_hidden_size(),
+        num_layers=model.get_num_layers(parallel),
+        num_kv_heads=model.get_num_kv_heads(parallel),
+        head_size=model.get_head_size(),
+        bytes_per_value=model.dtype.itemsize,
+    )
+    return scratch_bytes(QuickMergeConfig.from_dict(options), shape, model.max_model_len)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,53 @@
+"""Token compression on plain tensors: pure PyTorch, no vLLM.
+
+:func:`compress` is the whole method; the rest are its parts, which the engine uses one by one.
+"""
+
+from qm_vllm.compress.budget import choose_budget, protected_mask, round_to_blocks, select
+from qm_vllm.compress.entropy import attention_entropy
+from qm_vllm.compress.entropy_lse import attention_entropy_lse
+from qm_vllm.compress.evidence import Evidence, absolute_saliency, row_norms
+from qm_vllm.compress.fidelity import (
+    gamma,
+    reconstruction_error,
+    retained_norm,
+    zero_padded_error,
+)
+from qm_vllm.compress.grouping import GROUPINGS, group_tokens
+from qm_vllm.compress.gumbel import gumbel_softmax_mask, soft_merge
+from qm_vllm.compress.merge import MAX_DROPPED_SHARE, merge_states, token_masses
+from qm_vllm.compress.normalize import absolute, average_rank, min_max
+from qm_vllm.compress.pipeline import Compressed, compress, finish
+from qm_vllm.compress.saliency import SALIENCIES, needs, score_tokens
+
+__all__ = [
+    "GROUPINGS",
+    "MAX_DROPPED_SHARE",
+    "SALIENCIES",
+    "Compressed",
+    "Evidence",
+    "absolute",
+    "absolute_saliency",
+    "attention_entropy",
+    "attention_entropy_lse",
+    "average_rank",
+    "choose_budget",
+    "compress",
+    "finish",
+    "gamma",
+    "group_tokens",
+    "gumbel_softmax_mask",
+    "merge_states",
+    "min_max",
+    "needs",
+    "protected_mask",
+    "reconstruction_error",
+    "retained_norm",
+    "round_to_blocks",
+    "row_norms",
+    "score_tokens",
+    "select",
+    "soft_merge",
+    "token_masses",
+    "zero_padded_error",
+]

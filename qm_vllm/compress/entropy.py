@@ -1,0 +1,191 @@
+"""Attention entropy of eq. 1-2 in O(N) memory, for rows of any width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from qm_vllm.compress.entropy_raw import raw_entropy
+
+FLOAT32_MAX_SCALE = 32.0
+"""Above this logit scale the rounding of a float32 cosine would break the 1e-5 promise, so
+that the products run in float64."""
+
+_CHUNK = 1024
+
+
+@overload
+def attention_entropy(
+    states: Tensor, logit_scale: float, *, normalize_rows: bool = ..., tile: int = ...,
+    incoming: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def attention_entropy(
+    states: Tensor, logit_scale: float, *, normalize_rows: bool = ..., tile: int = ...,
+    incoming: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def attention_entropy(
+    states: Tensor,
+    logit_scale: float,
+    *,
+    normalize_rows: bool = True,
+    tile: int = 512,
+    incoming: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Entropy of each token's bidirectional self-attention (paper eq. 1-2), in nats.
+
+    ``A = softmax(logit_scale * cos(x_i, x_j))`` over all j, the diagonal included, and
+    ``H_i = -sum_j A_ij log A_ij``. The N x N matrix is never held: it is symmetric, so only
+    the tiles of its upper triangle are computed, one at a time. Relative error at most 1e-5
+    against float64 for any N, D and tile. The diagonal is each row's largest logit, so H is
+    assembled from the mass off the diagonal, which stays accurate when H is near zero.
+
+    A row of zeros has no direction: its logits are all 0, hence H = log N.
+
+    Args:
+        states: [N, D], any floating type; N >= 1. Products run in float32, or in float64 if
+            the states are float64 or logit_scale exceeds :data:`FLOAT32_MAX_SCALE`.
+        logit_scale: scale of the cosine, > 0 (sqrt(D) in eq. 1 for rows of unit RMS).
+        normalize_rows: False gives eq. 1 to the letter, logits ``x_i . x_j / sqrt(D)`` of the
+            raw rows in float64; logit_scale is then unused.
+        tile: rows and columns of one tile, >= 1. Changes speed and memory, not the result
+            beyond rounding.
+        incoming: also return the entropy of each token's incoming attention: of column i of
+            A, normalised to sum to one (paper, appendix A).
+
+    Returns:
+        [N] float32, or with ``incoming`` a pair of [N] float32 (outgoing, incoming).
+
+    Raises:
+        ValueError: states are not a non-empty floating [N, D], or an argument is out of range.
+    """
+    check_states(states)
+    if tile < 1:
+        raise ValueError(f"tile={tile} must be at least 1")
+    if not normalize_rows:
+        return raw_entropy(states, tile=tile, incoming=incoming)
+    if not (math.isfinite(logit_scale) and logit_scale > 0):
+        raise ValueError(f"logit_scale={logit_scale} must be finite and greater than 0")
+    double = states.dtype == torch.float64 or logit_scale > FLOAT32_MAX_SCALE
+    unit, zero = unit_rows(states, torch.float64 if double else torch.float32)
+    count = states.shape[0]
+    ones = torch.ones(count, 1, dtype=unit.dtype, device=unit.device)
+    mass, moment = (m[:, 0] for m in _off_diagonal(unit, logit_scale, ones, tile))
+    log_sum = torch.log1p(mass)
+    outgoing = log_sum - moment / (1 + mass)
+    outgoing = torch.where(zero, math.log(count), outgoing).clamp_min(0).float()
+    if not incoming:
+        return outgoing
+    # -log of column i: log_sum_j - d_ij with d_ij = logit - logit_scale, and log N in a row j
+    # of zeros. Taken relative to the diagonal entry, the column's mass is again 1 + rest.
+    weight = torch.exp(-log_sum).where(~zero, 0.0)
+    weights = torch.stack((weight, weight * log_sum), 1).to(unit.dtype)
+    mass, moment = _off_diagonal(unit, logit_scale, weights, tile)
+    shift = log_sum.where(~zero, math.log(count))
+    scale = torch.exp(shift)
+    flat = scale / count * (zero.sum() - zero.double())  # rows of zeros other than i itself
+    rest = scale * mass[:, 0] + flat
+    first = scale * (moment[:, 0] - mass[:, 1]) + shift * rest - math.log(count) * flat
+    return outgoing, (torch.log1p(rest) - first / (1 + rest)).clamp_min(0).float()
+
+
+def check_states(states: Tensor) -> None:
+    """Raise ValueError unless states are a floating [N, D] with N >= 1 and D >= 1."""
+    if states.ndim != 2 or states.shape[0] < 1 or states.shape[1] < 1:
+        raise ValueError(f"states must be [N, D] with N, D >= 1, not {list(states.shape)}")
+    if not states.is_floating_point():
+        raise ValueError(f"states must be floating point, not {states.dtype}")
+
+
+def unit_rows(states: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Rows divided by their L2 norm.
+
+    The quotients are taken in float64 and rounded once.
+
+    Args:
+        states: [N, D], any floating type.
+        dtype: type of the result.
+
+    Returns:
+        [N, D] in dtype with rows of norm 1 (rows of zeros stay zeros), and a bool [N] that
+        marks the rows of zeros.
+    """
+    unit = torch.empty(states.shape, dtype=dtype, device=states.device)
+    zero = torch.empty(states.shape[0], dtype=torch.bool, device=states.device)
+    for start in range(0, states.shape[0], _CHUNK):
+        rows = states[start : start + _CHUNK].double()
+        peak = rows.abs().amax(1, keepdim=True)
+        blank = peak == 0
+        rows = rows / peak.where(~blank, 1.0)
+        norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        unit[start : start + _CHUNK] = rows / norm.where(~blank, 1.0)
+        zero[start : start + _CHUNK] = blank[:, 0]
+    return unit, zero
+
+
+def _off_diagonal(
+    unit: Tensor, logit_scale: float, weights: Tensor, tile: int
+) -> tuple[Tensor, Tensor]:
+    """Weighted sums over j != i of e_ij and of e_ij d_ij.
+
+    d_ij = logit_scale * (cos_ij - 1) and e_ij = exp(d_ij).
+
+    Args:
+        unit: [N, D] rows of norm 1 (or 0), float32 or float64.
+        weights: [N, C], the weight of each j in each of C sums.
+
+    Returns:
+        Two [N, C] float64: ``sum_j e_ij w_jc`` and ``sum_j e_ij d_ij w_jc``.
+    """
+    count, width = weights.shape
+    mass = torch.zeros(count, width, dtype=torch.float64, device=unit.device)
+    moment = torch.zeros_like(mass)
+    size = min(tile, count)
+    logits_buffer = torch.empty(size * size, dtype=unit.dtype, device=unit.device)
+    exp_buffer = torch.empty_like(logits_buffer)
+    with _full_precision():
+        for top in range(0, count, tile):
+            rows = unit[top : top + tile]
+            for left in range(top, count, tile):
+                columns = unit[left : left + tile]
+                shape = (rows.shape[0], columns.shape[0])
+                cells = shape[0] * shape[1]
+                logits = logits_buffer[:cells].view(shape)
+                exps = exp_buffer[:cells].view(shape)
+                torch.mm(rows, columns.T, out=logits)
+                logits.sub_(1).mul_(logit_scale)
+                torch.exp(logits, out=exps)
+                if left == top:
+                    exps.fill_diagonal_(0)
+                logits.mul_(exps)
+                right = weights[left : left + tile]
+                mass[top : top + tile] += exps @ right
+                moment[top : top + tile] += logits @ right
+                if left > top:
+                    down = weights[top : top + tile]
+                    mass[left : left + tile] += exps.T @ down
+                    moment[left : left + tile] += logits.T @ down
+    return mass, moment
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep float32 products in float32, whatever TF32 or bf16 shortcut the process allows."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,128 @@
+"""What the encoder saw of one prompt, from which every saliency is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qm_vllm.compress.entropy import attention_entropy
+from qm_vllm.compress.normalize import absolute
+
+KINDS = frozenset({"entropy", "incoming", "norm", "attention"})
+"""Kinds of evidence that a saliency may ask for."""
+
+
+@dataclass
+class Evidence:
+    """Per-token observations of one prompt of N tokens.
+
+    Attributes:
+        num_tokens: N.
+        entropies: per score layer, [N] float32: H of eq. 1-2, in nats.
+        incoming: per score layer, [N] float32: entropy of the incoming attention, in nats.
+        norms: [N] float32: L2 norms of the states at the encoder's exit.
+        attention: per window layer from low to high, [W, N] float32: the causal softmax
+            attention, averaged over heads, that the last W positions pay to all N. Rows in
+            prompt order.
+    """
+
+    num_tokens: int
+    entropies: list[Tensor] = field(default_factory=list)
+    incoming: list[Tensor] = field(default_factory=list)
+    norms: Tensor | None = None
+    attention: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def from_states(
+        cls,
+        states: Tensor,
+        layer_states: Sequence[Tensor],
+        *,
+        logit_scale: float,
+        needs: Collection[str],
+        attention: Sequence[Tensor] = (),
+    ) -> Evidence:
+        """Gather evidence from plain tensors.
+
+        Args:
+            states: [N, D] at the encoder's exit.
+            layer_states: per score layer, [N, D_l].
+            logit_scale: scale of the cosine logits of eq. 1.
+            needs: what to compute, a subset of :data:`KINDS`.
+            attention: per window layer, [W, N]; passed through, since states alone cannot
+                give it.
+
+        Raises:
+            ValueError: needs holds an unknown kind, or shapes disagree.
+        """
+        unknown = set(needs) - KINDS
+        if unknown:
+            raise ValueError(f"unknown evidence {sorted(unknown)}; allowed: {sorted(KINDS)}")
+        count = states.shape[0]
+        for layer in layer_states:
+            if layer.ndim != 2 or layer.shape[0] != count:
+                raise ValueError(
+                    f"layer_states must each be [{count}, D], not {list(layer.shape)}"
+                )
+        for weights in attention:
+            if weights.ndim != 2 or weights.shape[1] != count or weights.shape[0] < 1:
+                raise ValueError(
+                    f"attention must each be [W, {count}], not {list(weights.shape)}"
+                )
+        result = cls(count, attention=[weights.float() for weights in attention])
+        for layer in layer_states:
+            if "incoming" in needs:
+                outgoing, incoming = attention_entropy(layer, logit_scale, incoming=True)
+                result.entropies.append(outgoing)
+                result.incoming.append(incoming)
+            elif "entropy" in needs:
+                result.entropies.append(attention_entropy(layer, logit_scale))
+        if "norm" in needs:
+            result.norms = row_norms(states)
+        return result
+
+    def require(self, kind: str, saliency: str) -> None:
+        """Raise ValueError, saying how to supply it, where a kind of evidence is missing."""
+        present = {
+            "entropy": bool(self.entropies),
+            "incoming": bool(self.incoming),
+            "norm": self.norms is not None,
+            "attention": bool(self.attention),
+        }[kind]
+        if not present:
+            raise ValueError(f"saliency {saliency!r} needs {kind} evidence: {_HOW[kind]}")
+
+
+_HOW = {
+    "entropy": "fill Evidence.entropies, or pass layer_states",
+    "incoming": "fill Evidence.incoming (attention_entropy(..., incoming=True)), "
+    "or pass layer_states",
+    "norm": "fill Evidence.norms with the L2 norms of the states",
+    "attention": "pass attention, the weights [W, N] that the last W positions pay, one "
+    "tensor a window layer; or choose a query-blind saliency such as 'entropy'",
+}
+
+
+def row_norms(states: Tensor) -> Tensor:
+    """L2 norm of each row of [N, D], as [N] float32."""
+    norms: Tensor = torch.linalg.vector_norm(
+        states, dim=1, dtype=torch.promote_types(states.dtype, torch.float32)
+    )
+    return norms.float()
+
+
+def absolute_saliency(evidence: Evidence) -> Tensor:
+    """Mean over layers of ``1 - H / log N``: the saliency that alpha is compared with.
+
+    Returns:
+        [N] float32 in [0, 1]; high where attention is sharp. 1 for N = 1.
+
+    Raises:
+        ValueError: the evidence holds no entropies.
+    """
+    evidence.require("entropy", "absolute")
+    layers = [1 - absolute(layer, evidence.num_tokens) for layer in evidence.entropies]
+    return torch.stack(layers).mean(0)

@@ -1,0 +1,189 @@
+"""From states to compressed states: the whole method on plain tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qm_vllm.compress import fidelity
+from qm_vllm.compress.budget import choose_budget, protected_mask, select
+from qm_vllm.compress.entropy import check_states
+from qm_vllm.compress.evidence import Evidence, absolute_saliency, row_norms
+from qm_vllm.compress.grouping import group_tokens
+from qm_vllm.compress.merge import merge_states
+from qm_vllm.compress.saliency import needs, score_tokens
+from qm_vllm.config import QuickMergeConfig
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One prompt after compression, with its provenance.
+
+    Attributes:
+        states: [K, D], one state per kept position, in order.
+        kept: int64 [K], source position of each, strictly increasing.
+        groups: int64 [N], the row of ``states`` that each source token went into.
+        scores: [N] float32 in [0, 1]; 1 everywhere where nothing was scored.
+        gamma: share of the norm mass in the K largest norms (paper 3.5).
+        retained_norm: share of the norm mass at the kept positions.
+        reconstruction_error: measured ``||X - X_pad|| / ||X||``.
+    """
+
+    states: Tensor
+    kept: Tensor
+    groups: Tensor
+    scores: Tensor
+    gamma: float
+    retained_norm: float
+    reconstruction_error: float
+
+    @property
+    def num_tokens(self) -> int:
+        """N, the tokens of the source."""
+        return self.groups.shape[0]
+
+    @property
+    def num_kept(self) -> int:
+        """K, the positions that stay."""
+        return self.kept.shape[0]
+
+    @property
+    def untouched(self) -> bool:
+        """True where every token stayed."""
+        return self.num_kept == self.num_tokens
+
+
+def finish(
+    states: Tensor, evidence: Evidence, scores: Tensor, kept: Tensor, config: QuickMergeConfig
+) -> Compressed:
+    """Group, merge and measure, once the kept positions are known.
+
+    Args:
+        states: [N, D] at the encoder's exit.
+        evidence: its norms are used if present, else computed from states.
+        scores: [N] saliency, higher = keep.
+        kept: int64 [K], strictly increasing.
+        config: its grouping, merge and epsilon.
+
+    Raises:
+        ValueError: shapes disagree or kept is not an increasing list of positions.
+    """
+    scores, kept = scores.to(states.device), kept.to(states.device)
+    groups = group_tokens(states, kept, config)
+    merged = merge_states(states, kept, groups, scores, config)
+    norms = row_norms(states) if evidence.norms is None else evidence.norms.to(states.device)
+    return Compressed(
+        states=merged,
+        kept=kept,
+        groups=groups,
+        scores=scores,
+        gamma=fidelity.gamma(norms, kept.shape[0]),
+        retained_norm=fidelity.retained_norm(norms, kept),
+        reconstruction_error=fidelity.reconstruction_error(states, merged, groups),
+    )
+
+
+def compress(
+    states: Tensor,
+    config: QuickMergeConfig,
+    *,
+    layer_states: Sequence[Tensor] | None = None,
+    attention: Sequence[Tensor] = (),
+    token_ids: Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
+    special_ids: frozenset[int] = frozenset(),
+    lengths: Sequence[int] | Tensor | None = None,
+) -> Compressed | list[Compressed]:
+    """Compress the states of one prompt, or of a ragged batch of prompts.
+
+    Deterministic: the same input gives bit-identical output. A prompt whose protected
+    positions or whose budget cover it comes back untouched. Fields that concern serving
+    (enabled, min_tokens, encoder_layers, score_layers, delivery, ...) are not read.
+
+    Args:
+        states: [N, D], or [B, N, D] padded on the right.
+        config: saliency "auto" means "fused" if attention is given and the query may be seen,
+            else "entropy".
+        layer_states: per score layer, the states that entropies are taken from, with the
+            leading shape of states. Default: the states themselves.
+        attention: per window layer from low to high, [W, N] or [B, W, N]: the attention that
+            the prompt's last W positions pay, rows in prompt order.
+        token_ids: [N] or [B, N], for the protection of special tokens.
+        special_ids: ids of the special tokens.
+        lengths: [B], the true length of each prompt of a batch; default N. What lies beyond
+            is ignored.
+
+    Returns:
+        One :class:`Compressed`, or a list of B for a batch.
+
+    Raises:
+        ConfigError: max_kept cannot hold the protected positions of a prompt.
+        ValueError: a prompt is empty, a value is NaN or infinite, shapes disagree, or the
+            saliency needs evidence that was not given.
+    """
+    layers = (states,) if layer_states is None else tuple(layer_states)
+    if states.ndim == 2:
+        if lengths is not None:
+            raise ValueError("lengths belong to a batch [B, N, D]; cut a single prompt yourself")
+        ids = None if token_ids is None else torch.as_tensor(token_ids)
+        return _compress_one(states, config, layers, tuple(attention), ids, special_ids)
+    if states.ndim != 3:
+        raise ValueError(f"states must be [N, D] or [B, N, D], not {list(states.shape)}")
+    batch, width = states.shape[:2]
+    sizes = [width] * batch if lengths is None else [int(size) for size in lengths]
+    if len(sizes) != batch or any(not 1 <= size <= width for size in sizes):
+        raise ValueError(f"lengths must be {batch} numbers between 1 and {width}, not {sizes}")
+    return [
+        _compress_one(
+            states[row, :size],
+            config,
+            tuple(layer[row, :size] for layer in layers),
+            tuple(weights[row, :, :size] for weights in attention),
+            None if token_ids is None else torch.as_tensor(token_ids[row])[:size],
+            special_ids,
+        )
+        for row, size in enumerate(sizes)
+    ]
+
+
+def _compress_one(
+    states: Tensor,
+    config: QuickMergeConfig,
+    layers: tuple[Tensor, ...],
+    attention: tuple[Tensor, ...],
+    token_ids: Tensor | None,
+    special_ids: frozenset[int],
+) -> Compressed:
+    check_states(states)
+    for name, tensors in (
+        ("states", (states,)), ("layer_states", layers), ("attention", attention)
+    ):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+            raise ValueError(f"{name} hold NaN or infinity; the prompt cannot be scored")
+    count = states.shape[0]
+    if config.saliency == "auto" and not attention:
+        config = replace(config, saliency="entropy")
+    protected = protected_mask(config, token_ids, count, special_ids)
+    floor = int(protected.sum())
+    if config.alpha is None or floor == count:
+        k = choose_budget(replace(config, alpha=None), count, None, floor)
+        if k == count:
+            return _untouched(states)
+    evidence = Evidence.from_states(
+        states, layers, logit_scale=config.logit_scale, needs=needs(config), attention=attention
+    )
+    if config.alpha is not None:
+        k = choose_budget(config, count, absolute_saliency(evidence), floor)
+        if k == count:
+            return _untouched(states)
+    scores = score_tokens(evidence, config, k)
+    kept = select(scores, k, protected)
+    return finish(states, evidence, scores, kept, config)
+
+
+def _untouched(states: Tensor) -> Compressed:
+    positions = torch.arange(states.shape[0], device=states.device)
+    ones = torch.ones(states.shape[0], device=states.device)
+    return Compressed(states, positions, positions.clone(), ones, 1.0, 1.0, 0.0)

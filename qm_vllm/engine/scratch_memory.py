@@ -1,0 +1,40 @@
+"""Device memory that jobs need beside the KV cache, which vLLM's profiling cannot see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qm_vllm.config import QuickMergeConfig
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of one rank's part of the decoder."""
+
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_size: int
+    bytes_per_value: int
+
+
+def scratch_bytes(config: QuickMergeConfig, shape: DecoderShape, num_tokens: int) -> int:
+    """Bytes for one running job of ``num_tokens`` and ``max_live_jobs`` undelivered results.
+
+    A running job holds three copies of the states (stream, residual, merged), one in float32
+    for the entropy, and keys and values of E layers; an undelivered one holds K positions of
+    all layers. An upper estimate: attention workspace of one layer is included as one more
+    layer of keys and values.
+    """
+    depth = config.encoder_layers or max(1, round(shape.num_layers * 2 / 3))
+    pair = 2 * shape.num_kv_heads * shape.head_size * shape.bytes_per_value
+    states = num_tokens * shape.hidden_size * (3 * shape.bytes_per_value + 4)
+    encoder = num_tokens * (depth + 1) * pair
+    if config.max_kept is not None:
+        kept = min(num_tokens, config.max_kept)
+    elif config.alpha is not None and config.ratio is None:
+        kept = num_tokens
+    else:
+        kept = round(num_tokens * (config.ratio or config.DEFAULT_RATIO))
+    delivery = config.max_live_jobs * kept * shape.num_layers * pair
+    return states + encoder + (delivery if config.delivery == "inject" else 0)

@@ -1,0 +1,30 @@
+"""The embedded SmolLM2-135M-Instruct and a real text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qm_vllm.cli.document import demo_document
+from qm_vllm.cli.embedded import ensure_model
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of the converted model; converted once into the user's cache."""
+    return ensure_model()
+
+
+@pytest.fixture(scope="session")
+def essay_ids(smollm2):
+    """``essay_ids(n)``: the first n token ids of a real essay."""
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(smollm2).encode(demo_document().text)
+
+    def cut(length: int) -> list[int]:
+        assert len(ids) >= length
+        return list(ids[:length])
+
+    return cut

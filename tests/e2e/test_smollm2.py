@@ -1,0 +1,105 @@
+"""The real model against plain vLLM and against transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from qm_vllm import QuickMergeConfig
+from tests.engines import engine
+from tests.integration.generate import greedy, run
+from tests.reference import Reference
+
+pytestmark = pytest.mark.e2e
+LENGTH = 900
+
+
+@pytest.fixture(scope="module")
+def plain_tokens(smollm2, essay_ids):
+    with engine(smollm2) as llm:
+        return run(llm, [essay_ids(LENGTH)], greedy(64))[0][0]
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2, plain_tokens):
+    with engine(smollm2, QuickMergeConfig(ratio=0.33)) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("delivery", ["inject", "prefill"])
+def test_keep_all_equals_plain_vllm_over_64_tokens(llm, essay_ids, plain_tokens, delivery):
+    ((tokens, report),) = run(
+        llm, [essay_ids(LENGTH)], greedy(64, ratio=1.0, delivery=delivery)
+    )
+    assert report["status"] == "compressed" and report["kept_tokens"] == LENGTH
+    assert len(tokens) == 64
+    assert tokens == plain_tokens
+
+
+@pytest.mark.parametrize("visible", [True, False])
+def test_equals_transformers_reference(llm, smollm2, essay_ids, visible):
+    ids = essay_ids(LENGTH)
+    want = Reference(str(smollm2)).generate(
+        ids, ratio=0.33, block_size=32, max_tokens=32, E=20, score_layers=(5, 10),
+        query_visible=visible, special=frozenset({0, 1, 2}),
+    )
+    ((tokens, report),) = run(
+        llm, [ids], greedy(32, query_visible=visible, details=True)
+    )
+    assert report["encoder_layers"] == 20 and report["score_layers"] == [5, 10]
+    assert report["details"]["kept_indices"] == want.kept
+    assert tokens == want.tokens
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 1e-2)])
+def test_dense_encoder_states_match_transformers(smollm2, essay_ids, dtype, limit):
+    """Each layer's input states, in chunks of 96 rows, against one transformers forward."""
+    from transformers import AutoModelForCausalLM
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    from qm_vllm.engine.dense_runner import LayerRecord, Stream
+
+    ids = essay_ids(400)
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=getattr(torch, dtype)).eval()
+    with torch.inference_mode():
+        want = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    config = QuickMergeConfig(encoder_chunk_tokens=96)
+    errors = []
+    with engine(smollm2, config, dtype=dtype), torch.inference_mode():
+        runner = get_kv_transfer_group().worker_side.runner
+        stream = Stream(runner.embed(ids))
+        for layer in range(20):
+            for _ in runner.run_layer(layer, stream, LayerRecord()):
+                pass
+            expected = want[layer + 1][0].float()
+            errors.append(float((stream.states.float() - expected).norm() / expected.norm()))
+    assert max(errors) <= limit, errors
+
+
+SCRIPT = """
+import json, sys
+from qm_vllm import QuickMergeConfig
+from tests.engines import engine
+from tests.integration.generate import greedy, run
+folder, ids = sys.argv[1], json.loads(sys.argv[2])
+with engine(folder, QuickMergeConfig(ratio=0.33), dtype="bfloat16") as llm:
+    ((tokens, report),) = run(llm, [ids], greedy(8, details=True))
+print("RESULT" + json.dumps([report["details"]["kept_indices"], tokens]))
+"""
+
+
+def test_two_processes_keep_identical_indices(smollm2, essay_ids):
+    results = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(smollm2), json.dumps(essay_ids(1200))],
+            capture_output=True, text=True, check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        results.append(done.stdout.split("RESULT")[1].splitlines()[0])
+    assert results[0] == results[1]
+    assert len(json.loads(results[0])[0]) == 385

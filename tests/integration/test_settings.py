@@ -1,0 +1,127 @@
+"""Engine settings: a decoder without an adapter, refusals, little KV memory, compiled mode."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from qm_vllm import QuickMergeConfig
+from qm_vllm.engine import compat
+from qm_vllm.engine.facts import refuse
+from tests.engines import engine, make_tiny_model, random_prompt, scheduler_of
+from tests.integration.generate import greedy, run
+
+OPTIONS = {"skip_tokenizer_init": True}
+
+
+def test_decoder_without_adapter(tmp_path):
+    folder = make_tiny_model("opt", tmp_path)
+    ids = random_prompt(500, 1)
+    with engine(folder, QuickMergeConfig(ratio=0.4), **OPTIONS) as llm:
+        ((_, report),) = run(llm, [ids], greedy(4))
+        assert report["status"] == "untouched"
+        assert "no adapter" in report["reason"] and 'delivery="prefill"' in report["reason"]
+        ((got, report),) = run(llm, [ids], greedy(12, delivery="prefill", details=True))
+        assert report["status"] == "compressed", report
+        assert report["kept_tokens"] == 200 and report["saliency"] == "entropy"
+        kept = [ids[i] for i in report["details"]["kept_indices"]]
+        ((want, _),) = run(llm, [kept], greedy(12, enabled=False))
+        assert got == want
+        ((_, report),) = run(llm, [ids], greedy(4, delivery="prefill", saliency="window"))
+        assert report["status"] == "untouched" and "needs attention" in report["reason"]
+
+
+def fake_config(**changes):
+    parallel = {
+        "pipeline_parallel_size": 1, "decode_context_parallel_size": 1,
+        "prefill_context_parallel_size": 1, "enable_expert_parallel": False,
+        "data_parallel_size": 1,
+    }
+    model = {"runner_type": "generate", "use_mla": False, "is_moe": False}
+    config = {"lora_config": None}
+    for name, value in changes.items():
+        next(d for d in (parallel, model, config) if name in d)[name] = value
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(**parallel), model_config=SimpleNamespace(**model),
+        **config,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({}, None),
+        ({"pipeline_parallel_size": 2}, "pipeline"),
+        ({"decode_context_parallel_size": 2}, "context"),
+        ({"prefill_context_parallel_size": 2}, "context"),
+        ({"runner_type": "pooling"}, "pooling"),
+        ({"use_mla": True}, "MLA"),
+        ({"is_moe": True}, None),
+        ({"is_moe": True, "enable_expert_parallel": True}, "mixture-of-experts"),
+        ({"lora_config": object()}, "LoRA"),
+    ],
+)
+def test_unsupported_settings_are_refused_with_a_sentence(changes, word):
+    refusal = refuse(fake_config(**changes))
+    assert (refusal is None) if word is None else (word in refusal)
+
+
+def test_a_vllm_that_does_not_fit_is_refused_with_a_sentence(monkeypatch):
+    assert all(finding.ok for finding in compat.check())
+    compat.require()
+    monkeypatch.setitem(compat.HOOKS, "wait_for_save", ("self", "and_more"))
+    monkeypatch.setattr(compat, "BELOW_VERSION", (0, 32))
+    with pytest.raises(RuntimeError, match=r"does not fit \(vLLM version.*hook wait_for_save"):
+        compat.require()
+
+
+def test_bad_engine_options_stop_the_start_with_a_sentence(tiny_models):
+    from qm_vllm import engine_args
+
+    arguments = engine_args()
+    options = arguments["kv_transfer_config"]["kv_connector_extra_config"]["quickmerge"]
+    options["ratio"] = 7
+    with pytest.raises(Exception, match="ratio=7"), engine(
+        tiny_models("llama"), **OPTIONS, **arguments
+    ):
+        pass
+
+
+def test_vllm_preempts_under_pressure_and_tokens_stay_the_same(tiny_models):
+    """Blocks for two of three requests only: vLLM itself preempts, the job is done again."""
+    prompts = [random_prompt(640, seed) for seed in (1, 2, 3)]
+    config = QuickMergeConfig(ratio=0.5, max_live_jobs=1)
+    with engine(tiny_models("llama"), config, **OPTIONS) as llm:
+        want = run(llm, prompts, greedy(200))
+    preempted = []
+    with engine(
+        tiny_models("llama"), config, num_gpu_blocks_override=36, max_model_len=1024, **OPTIONS,
+        enable_prefix_caching=False,
+    ) as llm:
+        scheduler = scheduler_of(llm)
+        original = scheduler._preempt_request
+
+        def watch(request, *args, **kwargs):
+            preempted.append(request.request_id)
+            return original(request, *args, **kwargs)
+
+        scheduler._preempt_request = watch
+        got = run(llm, prompts, greedy(200))
+    assert preempted
+    assert [tokens for tokens, _ in got] == [tokens for tokens, _ in want]
+
+
+@pytest.mark.slow
+def test_compiled_engine_keeps_all_tokens_like_plain(tiny_models):
+    prompts = [random_prompt(500, 4)]
+    with engine(tiny_models("llama"), enforce_eager=False, **OPTIONS) as llm:
+        plain = run(llm, prompts, greedy(32))
+    with engine(
+        tiny_models("llama"), QuickMergeConfig(ratio=1.0), enforce_eager=False, **OPTIONS
+    ) as llm:
+        ours = run(llm, prompts, greedy(32))
+        cut = run(llm, prompts, greedy(32, ratio=0.4))
+    assert ours[0][0] == plain[0][0]
+    with engine(tiny_models("llama"), QuickMergeConfig(), **OPTIONS) as llm:
+        assert run(llm, prompts, greedy(32, ratio=0.4))[0][0] == cut[0][0]

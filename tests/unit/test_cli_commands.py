@@ -1,0 +1,157 @@
+"""The commands from outside, as far as they go without an engine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from qm_vllm import QuickMergeConfig
+from qm_vllm.cli.common import CliError, budget, configuration, report_of
+from qm_vllm.cli.inspect import page_data
+from qm_vllm.cli.main import app
+from qm_vllm.cli.serve import server_arguments
+
+COMMANDS = ("demo", "generate", "serve", "inspect", "doctor")
+
+
+@pytest.fixture
+def run():
+    runner = CliRunner()
+    return lambda *arguments: runner.invoke(app, list(arguments))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(run, command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_help_imports_neither_torch_nor_vllm():
+    code = (
+        "import sys, qm_vllm, qm_vllm.cli.main\n"
+        "print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version(run):
+    assert run("--version").output.strip() == "0.1.0"
+
+
+def test_serve_puts_our_flags_before_the_users():
+    arguments = server_arguments("m", QuickMergeConfig(ratio=0.3), ["--port", "8001"])
+    assert arguments[:3] == ["serve", "m", "--kv-transfer-config"]
+    transfer = json.loads(arguments[3])
+    assert transfer["kv_connector_extra_config"]["quickmerge"]["ratio"] == 0.3
+    assert arguments[-4:-2] == ["--worker-cls", "qm_vllm.engine.worker.QuickMergeWorker"]
+    assert arguments[-2:] == ["--port", "8001"]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--worker-cls", "--worker-cls=x", "--kv_transfer_config", "--kv-transfer-config.a=1"]
+)
+def test_serve_refuses_flags_that_the_plug_in_sets(flag):
+    with pytest.raises(CliError, match="leave it out"):
+        server_arguments("m", QuickMergeConfig(), [flag])
+
+
+def test_serve_passes_unknown_flags_through(run):
+    result = run("serve", "m", "--ratio", "0.3", "-tp", "2", "--port=1", "--show-arguments")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[-3:] == ["-tp", "2", "--port=1"]
+
+
+def test_serve_off_leaves_requests_alone_unless_they_ask(run):
+    lines = run("serve", "m", "--off", "--show-arguments").output.splitlines()
+    extra = json.loads(lines[3])["kv_connector_extra_config"]
+    assert extra["quickmerge"]["enabled"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("serve", "--port", "1"), "name the model"),
+        (("serve", "m", "--ratio", "3"), "ratio=3.0"),
+        (("serve", "m", "--delivery", "mail"), "delivery='mail' is unknown"),
+        (("demo", "--ratio", "0"), "ratio=0.0"),
+        (("demo", "--answer", "x"), "--answer needs --question"),
+        (("demo", "--text", "nowhere.txt", "--question", "q"), "cannot read nowhere.txt"),
+        (("demo", "--text", "nowhere.txt"), "--text needs --question"),
+        (("demo", "--json", "no/such/folder/x.json"), "does not exist"),
+        (("inspect", "--input", "nowhere.txt", "--out", "x.html"), "cannot read nowhere.txt"),
+    ],
+)
+def test_mistakes_end_with_a_sentence(run, tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert sentence in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_generate_with_only_bad_lines_starts_no_engine(run, tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_text('{"id": 1}\nnonsense\n')
+    result = run("generate", "--model", "m", "--input", str(source), "--output", str(target))
+    assert result.exit_code == 1
+    assert "line 1:" in result.output
+    assert "line 2: not valid JSON" in result.output
+    assert "0 written, 2 failed, 0 were in the output already" in result.output
+
+
+def test_generate_with_nothing_left_to_do(run, tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_text('{"id": 1, "prompt": "x"}\n')
+    target.write_text('{"id": 1, "text": "y", "quickmerge": {}}\n')
+    result = run("generate", "--model", "m", "--input", str(source), "--output", str(target))
+    assert result.exit_code == 0
+    assert "1 were in the output already" in result.output
+
+
+def test_budget_and_configuration_take_only_what_was_given():
+    assert budget(None, 200, None) == {"max_kept": 200}
+    assert budget(None, None, None, default=0.4) == {"ratio": 0.4}
+    assert configuration(ratio=None, min_tokens=9) == QuickMergeConfig(min_tokens=9)
+
+
+def test_a_request_without_a_report_means_the_plug_in_is_off():
+    with pytest.raises(CliError, match="not active"):
+        report_of(SimpleNamespace(kv_transfer_params=None))
+
+
+TOKENIZER = SimpleNamespace(all_special_ids=[9], decode=lambda ids: f"<{ids[0]}>")
+REPORT = {
+    "status": "compressed",
+    "kept_tokens": 2,
+    "details": {"kept_indices": [0, 3], "scores": [2.0, 4.0, 6.0, 2.0], "groups": [0, 0, 1, 1]},
+}
+
+
+def test_page_data_stretches_scores_and_marks_the_protected():
+    config = QuickMergeConfig(protect_first=1, protect_last=1)
+    data = page_data(TOKENIZER, [5, 6, 9, 7], REPORT, config)
+    assert data["tokens"] == ["<5>", "<6>", "<9>", "<7>"]
+    assert data["kept"] == [True, False, False, True]
+    assert data["scores"] == [0.0, 0.5, 1.0, 0.0]
+    assert data["protected"] == [True, False, True, True]
+    assert data["groups"] == [0, 0, 1, 1]
+    assert "details" not in data["report"]
+
+
+def test_page_data_of_a_selection_has_no_merged_tokens():
+    data = page_data(TOKENIZER, [5, 6, 9, 7], REPORT, QuickMergeConfig(merge="select"))
+    assert data["groups"] == [0, -1, -1, 1]
+
+
+def test_page_data_refuses_a_report_about_another_prompt():
+    with pytest.raises(CliError, match="speaks of 4 tokens, the prompt has 2"):
+        page_data(TOKENIZER, [5, 6], REPORT, QuickMergeConfig())
+    with pytest.raises(CliError, match="no details"):
+        page_data(TOKENIZER, [5, 6], {"status": "compressed"}, QuickMergeConfig())

@@ -1,0 +1,61 @@
+"""The job board: sharing, admission, release."""
+
+from __future__ import annotations
+
+from qm_vllm import QuickMergeConfig
+from qm_vllm.engine.job_board import JobBoard
+from qm_vllm.engine.memo import Memo
+from qm_vllm.engine.protocol import JobResult, JobSpec, QuickMergeWorkerMetadata
+
+
+def spec(key: str) -> JobSpec:
+    return JobSpec(key, [1, 2, 3], QuickMergeConfig(), 4, (1, 2), [], 32)
+
+
+def test_equal_requests_share_a_job_until_the_last_leaves():
+    board = JobBoard(max_live=4)
+    assert board.join(spec("a"), "r1") is board.join(spec("a"), "r2")
+    assert [s.key for s in board.take_new()] == ["a"]
+    board.leave("a", "r1")
+    assert board.take_releases() == [] and "a" in board.entries
+    board.leave("a", "r2")
+    assert board.take_releases() == ["a"] and not board.entries
+
+
+def test_admission_is_bounded_and_in_order_and_urgent_goes_first():
+    board = JobBoard(max_live=2)
+    for name in "abc":
+        board.join(spec(name), "r" + name)
+    board.join(spec("z"), "rz", urgent=True)
+    assert [s.key for s in board.take_new()] == ["z", "a"]
+    assert board.take_new() == []
+    board.leave("z", "rz")
+    assert [s.key for s in board.take_new()] == ["b"]
+
+
+def test_a_queued_job_without_users_is_never_sent():
+    board = JobBoard(max_live=1)
+    board.join(spec("a"), "r1")
+    board.leave("a", "r1")
+    board.leave("a", "r1")
+    assert board.take_new() == [] and board.take_releases() == []
+
+
+def test_memo_is_least_recently_used():
+    memo = Memo(2)
+    for key in "ab":
+        memo.put(JobResult(key, [0, 1], {"gamma": 0.5}))
+    assert memo.get("a") is not None
+    memo.put(JobResult("c", [0], {}))
+    assert memo.get("b") is None and list(memo.get("a").kept) == [0, 1]
+    assert Memo(0).put(JobResult("x", [7], {})).kept[0] == 7
+
+
+def test_ranks_that_disagree_are_an_error():
+    ours = QuickMergeWorkerMetadata({"a": JobResult("a", [1, 2]), "b": JobResult("b", [1])})
+    theirs = QuickMergeWorkerMetadata(
+        {"a": JobResult("a", [1, 3]), "b": JobResult("b", error="boom")}
+    )
+    merged = ours.aggregate(theirs).results
+    assert "different tokens" in merged["a"].error and merged["b"].error == "boom"
+    assert ours.aggregate(ours).results["a"].kept == [1, 2]
