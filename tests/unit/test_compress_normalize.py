@@ -31,7 +31,9 @@ def test_average_rank_of_one_and_of_equals():
 
 def test_min_max():
     assert min_max(torch.tensor([2.0, 4.0, 3.0])).tolist() == [0.0, 1.0, 0.5]
-    assert min_max(torch.full((3,), 7.0)).tolist() == [0.5] * 3
+    for noise in (0.0, 5e-7):
+        assert min_max(torch.tensor([7.0, 7.0 + noise, 7.0])).tolist() == [0.5] * 3
+    assert min_max(torch.tensor([0.0, 1e-20])).tolist() == [0.0, 1.0]
 
 
 def test_absolute():

@@ -1,0 +1,92 @@
+"""The OpenAI-compatible server, started as a person would, spoken to over HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from qm_vllm.cli.document import demo_document
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def server(smollm2, tmp_path_factory):
+    """Base address of a running server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (tmp_path_factory.mktemp("server") / "log.txt").open("w+")
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "qm_vllm.cli.main", "serve", str(smollm2), "--ratio", "0.4",
+            "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "smol",
+            "--block-size", "32", "--max-model-len", "6000", "--enforce-eager",
+        ],
+        stdout=log, stderr=subprocess.STDOUT,
+        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            if process.poll() is not None:
+                log.seek(0)
+                pytest.fail("the server ended:\n" + log.read()[-3000:])
+            try:
+                urllib.request.urlopen(address + "/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def chat(address: str, question: str, **extra: object) -> dict:
+    body = {
+        "model": "smol", "max_tokens": 16, "temperature": 0,
+        "messages": [{"role": "user", "content": f"{demo_document().text}\n\n{question}"}],
+        **extra,
+    }
+    request = urllib.request.Request(
+        address + "/v1/chat/completions", json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)
+
+
+def test_requests_with_and_without_options(server):
+    questions = [f"Give word number {i}." for i in range(3)]
+    options = [
+        {}, {"vllm_xargs": {"qm_ratio": 0.25}}, {"vllm_xargs": {"qm_enabled": 0}},
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda pair: chat(server, pair[0], **pair[1]),
+                                zip(questions, options, strict=True)))
+    default, quarter, off = (a["kv_transfer_params"]["quickmerge"] for a in answers)
+    assert default["status"] == "compressed" and default["ratio"] <= 0.4
+    assert quarter["status"] == "compressed" and quarter["ratio"] <= 0.25
+    assert off["status"] == "untouched" and "disabled" in off["reason"]
+    assert off["kv_blocks"] > 2 * default["kv_blocks"] > 2 * quarter["kv_blocks"]
+    assert all(a["choices"][0]["message"]["content"] for a in answers)
+
+
+def test_bad_options_are_named_and_the_server_lives(server):
+    answer = chat(server, "Anything.", vllm_xargs={"qm_ratio": 7, "qm_colour": "red"})
+    report = answer["kv_transfer_params"]["quickmerge"]
+    assert report["status"] == "untouched" and "'colour'" in report["reason"]
+    with pytest.raises(urllib.error.HTTPError):
+        chat(server, "word " * 9000)
+    again = chat(server, "Anything.")["kv_transfer_params"]["quickmerge"]
+    assert again["status"] == "compressed"

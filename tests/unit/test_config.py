@@ -1,0 +1,169 @@
+"""Validation and serialisation of the configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from qm_vllm import config as configuration
+from qm_vllm.config import ConfigError, QuickMergeConfig, parse_request_args, request_args
+
+NUMBERS = (
+    "ratio", "alpha", "logit_scale", "entropy_weight", "epsilon", "temperature",
+)
+COUNTS = {
+    "min_tokens": 2, "max_kept": 1, "min_kept": 1, "protect_first": 0, "protect_last": 1,
+    "encoder_layers": 1, "dilation": 0, "encoder_chunk_tokens": 16, "max_live_jobs": 1,
+    "memo_entries": 0,
+}
+
+
+def refused(**values):
+    with pytest.raises(ConfigError) as caught:
+        QuickMergeConfig(**values)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1e9, "0.5", True, [1]])
+def test_numbers_name_field_value_and_range(name, value):
+    message = refused(**{name: value})
+    assert message.startswith(f"{name}={value!r} must be ")
+    assert "at most" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("ratio", 0, "greater than 0 and at most 1"), ("ratio", 1.01, "at most 1"),
+     ("alpha", 1.01, "at least 0 and at most 1"), ("logit_scale", 0.0, "greater than 0"),
+     ("temperature", 0, "greater than 0"), ("epsilon", 2, "at most 1")],
+)
+def test_ends_of_ranges(name, value, words):
+    assert words in refused(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "low"), COUNTS.items())
+def test_counts(name, low):
+    for value in (low - 1, low + 0.5, math.nan, "8", True):
+        assert refused(**{name: value}) == f"{name}={value!r} must be a whole number >= {low}"
+    if name != "max_kept":
+        assert getattr(QuickMergeConfig(**{name: float(low)}), name) == low
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [("saliency", configuration.SALIENCIES), ("grouping", configuration.GROUPINGS),
+     ("merge", configuration.MERGES), ("delivery", configuration.DELIVERIES)],
+)
+def test_names(name, allowed):
+    assert refused(**{name: "nope"}) == (
+        f"{name}='nope' is unknown; allowed: {', '.join(allowed)}"
+    )
+    for value in allowed:
+        assert getattr(QuickMergeConfig(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", ["enabled", "protect_special", "query_visible"])
+def test_flags(name):
+    for value, meaning in ((1, True), (0, False), ("true", True), ("False", False)):
+        assert getattr(QuickMergeConfig(**{name: value}), name) is meaning
+    assert refused(**{name: "perhaps"}) == f"{name}='perhaps' must be true or false"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"protect_ranges": ((3, 3),)}, "protect_ranges has (3, 3)"),
+        ({"protect_ranges": ((-1, 3),)}, "0 <= start < stop"),
+        ({"protect_ranges": (3,)}, "(start, stop) pairs"),
+        ({"protect_ranges": "ab"}, "protect_ranges='ab'"),
+        ({"score_layers": (5, 2)}, "score_layers has (5, 2)"),
+        ({"score_layers": (5, 12), "encoder_layers": 10}, "encoder_layers=10"),
+        ({"max_kept": 100, "min_kept": 101}, "min_kept=101 is larger than max_kept=100"),
+        ({"max_kept": 67}, "protect_first + protect_last = 68"),
+    ],
+)
+def test_fields_that_contradict_each_other(values, words):
+    assert words in refused(**values)
+
+
+def test_unknown_names():
+    with pytest.raises(ConfigError, match=r"'ration' is not an option; allowed: .*ratio"):
+        QuickMergeConfig.from_dict({"ration": 0.5})
+    with pytest.raises(ConfigError, match="'ration' is not an option"):
+        QuickMergeConfig().override({"ration": 0.5})
+    with pytest.raises(ConfigError, match="memo_entries is fixed when the engine starts"):
+        QuickMergeConfig().override({"memo_entries": 5})
+
+
+def test_json_round_trip():
+    config = QuickMergeConfig(
+        ratio=0.3, protect_ranges=[[1, 5], [7, 9]], score_layers=[5, 10], saliency="ned"
+    )
+    again = QuickMergeConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert again.fingerprint() == config.fingerprint()
+    assert again.protect_ranges == ((1, 5), (7, 9))
+
+
+def test_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        QuickMergeConfig().ratio = 0.5
+
+
+def test_override_replaces_the_whole_budget():
+    base = QuickMergeConfig(ratio=0.3, max_kept=500, saliency="norm")
+    changed = base.override({"alpha": 0.45})
+    assert (changed.ratio, changed.max_kept, changed.alpha) == (None, None, 0.45)
+    assert changed.saliency == "norm"
+    kept = base.override({"merge": "mean"})
+    assert (kept.ratio, kept.max_kept) == (0.3, 500)
+    assert base.override({}) is base
+    with pytest.raises(ConfigError, match="ratio=2 must be"):
+        base.override({"ratio": 2})
+
+
+def test_effective_saliency():
+    assert QuickMergeConfig().effective_saliency == "fused"
+    assert QuickMergeConfig(query_visible=False).effective_saliency == "entropy"
+    assert QuickMergeConfig(saliency="ned").effective_saliency == "ned"
+
+
+def test_fingerprint_changes_with_what_is_kept_only():
+    base = QuickMergeConfig()
+    for name in ("enabled", "min_tokens", "max_live_jobs", "memo_entries"):
+        value = {"enabled": False}.get(name, 77)
+        assert QuickMergeConfig(**{name: value}).fingerprint() == base.fingerprint()
+    for values in ({"ratio": 0.3}, {"merge": "mean"}, {"epsilon": 0.5}, {"dilation": 3}):
+        assert QuickMergeConfig(**values).fingerprint() != base.fingerprint()
+
+
+def test_request_args_round_trip():
+    values = {"ratio": 0.3, "protect_ranges": ((1, 5), (7, 9)), "score_layers": (5, 10),
+              "saliency": "window", "enabled": True}
+    carried = json.loads(json.dumps(request_args(**values)))
+    assert all(isinstance(v, (bool, int, float, str)) for v in carried.values())
+    changed = QuickMergeConfig().override(parse_request_args(carried))
+    for name, value in values.items():
+        assert getattr(changed, name) == value
+
+
+def test_request_args_are_checked():
+    with pytest.raises(ConfigError, match="ratio=0 must be"):
+        request_args(ratio=0)
+    with pytest.raises(ConfigError, match="fixed when the engine starts"):
+        request_args(max_live_jobs=1)
+    with pytest.raises(ConfigError, match="qm_protect_ranges='x' is not a JSON list"):
+        parse_request_args({"qm_protect_ranges": "x"})
+
+
+def test_parse_request_args_reads_both_places():
+    assert parse_request_args(None) == {}
+    assert parse_request_args({"other": 1, "kv_transfer_params": None}) == {}
+    got = parse_request_args(
+        {"qm_ratio": 0.5, "kv_transfer_params": {"quickmerge": {"ratio": 0.1, "merge": "mean"}}}
+    )
+    assert got == {"ratio": 0.5, "merge": "mean"}
