@@ -128,11 +128,11 @@ class QuickMergeConfig:
             object.__setattr__(self, "ratio", _real("ratio", self.ratio, 0.0, 1.0, open_low=True))
         if self.alpha is not None:
             object.__setattr__(self, "alpha", _real("alpha", self.alpha, 0.0, 1.0))
-        for name, low, high, open_low in (
+        for name, least, most, open_low in (
             ("logit_scale", 0.0, 1e4, True), ("entropy_weight", 0.0, 1.0, False),
             ("epsilon", 0.0, 1.0, False), ("temperature", 0.0, 1e4, True),
         ):
-            value = _real(name, getattr(self, name), low, high, open_low=open_low)
+            value = _real(name, getattr(self, name), least, most, open_low=open_low)
             object.__setattr__(self, name, value)
         for name, allowed in (
             ("saliency", SALIENCIES), ("grouping", GROUPINGS), ("merge", MERGES),

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+NOISE = 1e-6
+"""Span of a vector, as a share of its largest magnitude, up to which it counts as constant."""
+
 
 def absolute(entropies: Tensor, num_tokens: int) -> Tensor:
     """Entropy as a share of the largest possible, ``H / log N``.
@@ -34,14 +37,14 @@ def min_max(values: Tensor) -> Tensor:
         values: [N], N >= 1, finite.
 
     Returns:
-        [N] float32 in [0, 1]; 0.5 everywhere where all values are equal (no preference, as
-        in :func:`average_rank`).
+        [N] float32 in [0, 1]; 0.5 everywhere (no preference, as in :func:`average_rank`) where
+        all values are equal within :data:`NOISE`, so that rounding is not blown up to scores.
     """
     values = values.float()
     low, high = values.aminmax()
     span = high - low
-    scaled = (values - low) / span.where(span > 0, 1.0)
-    return torch.where(span > 0, scaled, 0.5)
+    differ = span > NOISE * torch.maximum(low.abs(), high.abs())
+    return torch.where(differ, (values - low) / span.where(differ, 1.0), 0.5)
 
 
 def average_rank(values: Tensor) -> Tensor:

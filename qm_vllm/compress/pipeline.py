@@ -18,7 +18,7 @@ from qm_vllm.compress.saliency import needs, score_tokens
 from qm_vllm.config import QuickMergeConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compressed:
     """One prompt after compression, with its provenance.
 

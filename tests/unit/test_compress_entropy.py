@@ -50,7 +50,7 @@ def test_entropy_equals_float64_reference(kind, n, d, scale, tile):
 
 
 @pytest.mark.parametrize("noise", [0.3, 0.6, 1.0])
-@pytest.mark.parametrize(("d", "scale"), [(64, 32), (256, 24), (576, 32), (2048, 24)])
+@pytest.mark.parametrize(("d", "scale"), [(64, 24), (256, 24), (576, 32), (4096, 24)])
 def test_rows_with_one_close_neighbour(d, scale, noise):
     """The hard case: one cosine carries the whole entropy, nothing averages its rounding."""
     generator = torch.Generator().manual_seed(0)

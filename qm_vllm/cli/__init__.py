@@ -1,0 +1,1 @@
+"""The command ``qm-vllm``. Importing it imports neither vLLM nor torch."""

@@ -1,0 +1,171 @@
+"""JSON lines in and out of ``qm-vllm generate``: parse, check, resume. No engine here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qm_vllm.cli.common import CliError
+from qm_vllm.config import ConfigError, request_args
+
+FIELDS = {"id", "prompt", "messages", "quickmerge"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One request of the input file; ``line`` counts from 1."""
+
+    line: int
+    id: str | int
+    prompt: str | None
+    messages: list[dict[str, Any]] | None
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A line that cannot be run, with a sentence that says why."""
+
+    line: int
+    message: str
+
+
+class LineRefused(Exception):
+    """A line breaks a rule; the message says which."""
+
+
+def read_items(path: Path) -> Iterator[Item | Problem]:
+    """Parse the input line by line. Empty lines are skipped; a bad line ends nothing.
+
+    Raises:
+        CliError: the file cannot be opened.
+    """
+    seen: dict[str, int] = {}
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CliError(f"cannot read {path}: {error.strerror}") from error
+    with file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.strip():
+                continue
+            try:
+                item = parse_line(number, raw)
+                key = id_key(item.id)
+                if key in seen:
+                    raise LineRefused(f"the id {key} stands on line {seen[key]} already")
+                seen[key] = number
+                yield item
+            except LineRefused as refused:
+                yield Problem(number, str(refused))
+
+
+def parse_line(number: int, raw: bytes | str) -> Item:
+    """One line as an :class:`Item`.
+
+    Raises:
+        LineRefused: the line breaks a rule; the message says which.
+    """
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:  # includes bytes that are not UTF-8
+        raise LineRefused(f"not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise LineRefused("not a JSON object; write {\"id\": ..., \"prompt\": ...}")
+    identity = value.get("id")
+    if isinstance(identity, bool) or not isinstance(identity, (str, int)) or identity == "":
+        raise LineRefused('needs an "id" that is a string or a whole number')
+    unknown = sorted(set(value) - FIELDS)
+    if unknown:
+        raise LineRefused(f"unknown field {unknown[0]!r}; allowed: {', '.join(sorted(FIELDS))}")
+    prompt, messages = value.get("prompt"), value.get("messages")
+    if (prompt is None) == (messages is None):
+        raise LineRefused('needs either "prompt" or "messages", not both')
+    if prompt is not None and (not isinstance(prompt, str) or not prompt):
+        raise LineRefused('"prompt" must be a text that is not empty')
+    if messages is not None:
+        _check_messages(messages)
+    return Item(number, identity, prompt, messages, _options(value.get("quickmerge")))
+
+
+def _check_messages(messages: Any) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise LineRefused('"messages" must be a list that is not empty')
+    for message in messages:
+        if not isinstance(message, dict) or not (
+            isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        ):
+            raise LineRefused('each message needs a "role" and a "content", both texts')
+
+
+def _options(values: Any) -> dict[str, Any]:
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise LineRefused('"quickmerge" must be an object of options, such as {"ratio": 0.3}')
+    try:
+        return request_args(**values)
+    except ConfigError as error:
+        raise LineRefused(f'"quickmerge": {error}') from error
+
+
+def id_key(identity: str | int) -> str:
+    """An id as JSON, so that 1 and "1" differ."""
+    return json.dumps(identity, ensure_ascii=False)
+
+
+def finished_ids(path: Path) -> set[str]:
+    """Ids (as :func:`id_key`) already in the output; repairs the end of an interrupted run.
+
+    A last line without its newline was cut off while it was written: it is removed, so that
+    its request runs again, unless it is complete, in which case only the newline is added.
+
+    Raises:
+        CliError: a line before the last is not one this command wrote.
+    """
+    if not path.exists():
+        return set()
+    done: set[str] = set()
+    try:
+        data = path.read_bytes()
+        lines = data.split(b"\n")
+        torn = lines.pop()
+        for number, raw in enumerate(lines, start=1):
+            key = _output_id(raw)
+            if key is None:
+                raise CliError(
+                    f"line {number} of {path} is not a result of this command; move the file "
+                    "away or name another --output"
+                )
+            done.add(key)
+        if torn:
+            key = _output_id(torn)
+            with path.open("r+b") as file:
+                if key is None:
+                    file.truncate(len(data) - len(torn))
+                else:
+                    done.add(key)
+                    file.seek(0, 2)
+                    file.write(b"\n")
+    except OSError as error:
+        raise CliError(f"cannot use {path} as output: {error.strerror}") from error
+    return done
+
+
+def _output_id(raw: bytes) -> str | None:
+    try:
+        value = json.loads(raw)
+    except ValueError:
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("id"), (str, int)):
+        return None
+    return id_key(value["id"])
+
+
+def result_line(item: Item, text: str, report: dict[str, Any]) -> str:
+    """One line of the output file, with its newline."""
+    value = {"id": item.id, "text": text, "quickmerge": report}
+    return json.dumps(value, ensure_ascii=False) + "\n"

@@ -1,0 +1,88 @@
+"""What the commands share: errors as sentences, budget options, reports of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from qm_vllm.config import ConfigError, QuickMergeConfig
+
+REPORT_KEY = "quickmerge"
+
+RatioOption = Annotated[
+    float | None, typer.Option(help="Share of the prompt's tokens to keep, in (0, 1].")
+]
+MaxKeptOption = Annotated[
+    int | None, typer.Option(help="Keep at most this many tokens of a prompt.")
+]
+AlphaOption = Annotated[
+    float | None,
+    typer.Option(help="Keep tokens whose normalised saliency reaches this, in [0, 1]."),
+]
+
+
+class CliError(Exception):
+    """Something the user can change; the message is a sentence that says what."""
+
+
+def errors() -> Console:
+    """Where progress and errors go: standard error, so that output can be piped."""
+    return Console(stderr=True)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn a :class:`CliError` or :class:`ConfigError` into one sentence and exit code 1."""
+    try:
+        yield
+    except (CliError, ConfigError) as error:
+        errors().print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
+        raise typer.Exit(1) from None
+
+
+def _plain(text: str) -> str:
+    """Keep rich from reading square brackets of the text as markup."""
+    return text.replace("[", "\\[")
+
+
+def budget(
+    ratio: float | None, max_kept: int | None, alpha: float | None, default: float | None = None
+) -> dict[str, Any]:
+    """The budget fields that were given, by name; ``default`` is a ratio for "none given"."""
+    given: dict[str, Any] = {
+        name: value
+        for name, value in (("ratio", ratio), ("max_kept", max_kept), ("alpha", alpha))
+        if value is not None
+    }
+    if not given and default is not None:
+        given["ratio"] = default
+    return given
+
+
+def configuration(**values: Any) -> QuickMergeConfig:
+    """A configuration from the options that were given (None means: not given).
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+    return QuickMergeConfig(**{k: v for k, v in values.items() if v is not None})
+
+
+def report_of(output: Any) -> dict[str, Any]:
+    """The plug-in's report on one finished ``RequestOutput``.
+
+    Raises:
+        CliError: the request carries none, so the plug-in was not active.
+    """
+    params = getattr(output, "kv_transfer_params", None) or {}
+    report = params.get(REPORT_KEY)
+    if not isinstance(report, dict):
+        raise CliError(
+            "the engine returned no quickmerge report, so the plug-in is not active; "
+            "run `qm-vllm doctor` to see which hook is missing"
+        )
+    return report

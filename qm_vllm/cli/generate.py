@@ -1,0 +1,240 @@
+"""``qm-vllm generate``: an offline batch over a file of JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from qm_vllm.cli import local_engine
+from qm_vllm.cli.batch_lines import Item, Problem, finished_ids, id_key, read_items, result_line
+from qm_vllm.cli.common import (
+    AlphaOption,
+    CliError,
+    MaxKeptOption,
+    RatioOption,
+    configuration,
+    errors,
+    report_of,
+    sentences,
+)
+
+Ready = tuple[Item, list[int]]
+
+
+def generate(
+    model: Annotated[str, typer.Option(help="Model folder or name.")],
+    input_file: Annotated[
+        Path, typer.Option("--input", help='Lines of {"id", "prompt" or "messages"}.')
+    ],
+    output_file: Annotated[
+        Path, typer.Option("--output", help="Results, a line each; ids in it are not run again.")
+    ],
+    ratio: RatioOption = None,
+    max_kept: MaxKeptOption = None,
+    alpha: AlphaOption = None,
+    min_tokens: Annotated[
+        int | None, typer.Option(help="Prompts shorter than this pass untouched.")
+    ] = None,
+    query_visible: Annotated[
+        bool | None,
+        typer.Option(
+            "--query-visible/--query-blind",
+            help="Whether the choice may look at the end of the prompt.",
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Longest prompt plus answer, in tokens.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Requests handed to vLLM between two writes.")
+    ] = 64,
+    eager: Annotated[bool, typer.Option(help="Skip vLLM's compiled mode.")] = False,
+    verbose: Annotated[bool, typer.Option(help="Show vLLM's own log.")] = False,
+) -> None:
+    """Run a file of prompts; safe to interrupt and to start again."""
+    with sentences():
+        config = configuration(
+            ratio=ratio,
+            max_kept=max_kept,
+            alpha=alpha,
+            min_tokens=min_tokens,
+            query_visible=query_visible,
+        )
+        items, problems, skipped = plan(input_file, output_file)
+        written = 0
+        try:
+            output = output_file.open("a", encoding="utf-8")
+        except OSError as error:
+            raise CliError(f"cannot write {output_file}: {error.strerror}") from error
+        with output:
+            if items:
+                with errors().status("Starting vLLM"):
+                    llm = local_engine.start(
+                        model,
+                        config,
+                        max_model_len=max_model_len,
+                        dtype=dtype,
+                        quiet=not verbose,
+                        enforce_eager=eager,
+                    )
+                try:
+                    ready, refused = _tokenise(llm, items)
+                    problems += refused
+                    run = _runner(llm, max_tokens, temperature)
+                    written, failed = write_all(ready, run, output, batch_size)
+                    problems += failed
+                finally:
+                    local_engine.shut_down(llm)
+        _close(written, problems, skipped)
+
+
+def plan(input_file: Path, output_file: Path) -> tuple[list[Item], list[Problem], int]:
+    """What to run: items, bad lines, and how many ids the output holds already.
+
+    Raises:
+        CliError: a file cannot be read, or the output holds foreign lines.
+    """
+    if input_file.resolve() == output_file.resolve():
+        raise CliError("--input and --output name the same file; name another --output")
+    done = finished_ids(output_file)
+    items: list[Item] = []
+    problems: list[Problem] = []
+    skipped = 0
+    for entry in read_items(input_file):
+        if isinstance(entry, Problem):
+            problems.append(entry)
+        elif id_key(entry.id) in done:
+            skipped += 1
+        else:
+            items.append(entry)
+    return items, problems, skipped
+
+
+def _tokenise(llm: Any, items: list[Item]) -> tuple[list[Ready], list[Problem]]:
+    """Token ids per item; prompts that do not fit or that the template refuses fall out."""
+    tokenizer = llm.get_tokenizer()
+    limit = local_engine.max_model_len(llm)
+    ready: list[Ready] = []
+    problems: list[Problem] = []
+    for item in items:
+        try:
+            if item.messages is not None:
+                ids = local_engine.chat_ids(tokenizer, item.messages)
+            else:
+                ids = list(tokenizer.encode(item.prompt))
+        except CliError as error:
+            problems.append(Problem(item.line, str(error)))
+            continue
+        if not ids:
+            problems.append(Problem(item.line, "the prompt has no tokens; give it some text"))
+        elif len(ids) >= limit:
+            message = f"the prompt has {len(ids)} tokens and the engine takes fewer than {limit}"
+            problems.append(Problem(item.line, f"{message}; shorten it or raise --max-model-len"))
+        else:
+            ready.append((item, ids))
+    return ready, problems
+
+
+def _runner(
+    llm: Any, max_tokens: int, temperature: float
+) -> Callable[[list[Ready]], list[Any]]:
+    """A function that runs some requests together and returns their outputs in order."""
+
+    def run(batch: list[Ready]) -> list[Any]:
+        prompts = [{"prompt_token_ids": ids} for _, ids in batch]
+        params = [
+            local_engine.sampling(max_tokens, item.options, temperature=temperature)
+            for item, _ in batch
+        ]
+        return list(llm.generate(prompts, params, use_tqdm=False))
+
+    return run
+
+
+def write_all(
+    ready: list[Ready],
+    run: Callable[[list[Ready]], list[Any]],
+    output: TextIO,
+    batch_size: int,
+) -> tuple[int, list[Problem]]:
+    """Run in batches and write each as it ends.
+
+    Returns how many results were written, and the requests that failed.
+    """
+    written = 0
+    problems: list[Problem] = []
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )
+    with Progress(*columns, console=errors()) as progress:
+        task = progress.add_task("Generating", total=len(ready))
+        for batch in _batches(ready, batch_size):
+            for item, outcome in _run_batch(batch, run):
+                line = outcome if isinstance(outcome, Problem) else _result(item, outcome)
+                if isinstance(line, Problem):
+                    problems.append(line)
+                else:
+                    output.write(line)
+                    written += 1
+            output.flush()
+            progress.advance(task, len(batch))
+    return written, problems
+
+
+def _result(item: Item, outcome: Any) -> str | Problem:
+    """The output line of one finished request, or what went wrong with it."""
+    completion = outcome.outputs[0]
+    if completion.finish_reason in ("error", "abort"):
+        return Problem(item.line, "the engine gave this request up; its log has the reason")
+    try:
+        return result_line(item, completion.text, report_of(outcome))
+    except CliError as error:
+        return Problem(item.line, str(error))
+
+
+def _batches(ready: list[Ready], size: int) -> Iterator[list[Ready]]:
+    for start in range(0, len(ready), size):
+        yield ready[start : start + size]
+
+
+def _run_batch(
+    batch: list[Ready], run: Callable[[list[Ready]], list[Any]]
+) -> list[tuple[Item, Any]]:
+    """Outputs of a batch. If vLLM refuses the batch, each request is tried by itself.
+
+    Raises:
+        CliError: the engine has died; what was written stays, and a new start goes on there.
+    """
+    try:
+        return list(zip((item for item, _ in batch), run(batch), strict=True))
+    except ValueError as error:  # how vLLM refuses a request; the others are still good
+        if len(batch) == 1:
+            item = batch[0][0]
+            return [(item, Problem(item.line, f"vLLM refused the request: {error}"))]
+        return [pair for single in batch for pair in _run_batch([single], run)]
+    except RuntimeError as error:
+        raise CliError(
+            f"the engine stopped ({error}); start the same command again, it goes on from here"
+        ) from error
+
+
+def _close(written: int, problems: list[Problem], skipped: int) -> None:
+    """Report bad lines and the sums. Exit code 1 if any line failed."""
+    console = errors()
+    for problem in sorted(problems, key=lambda p: p.line):
+        console.print(
+            f"line {problem.line}: {problem.message}", markup=False, highlight=False, soft_wrap=True
+        )
+    console.print(
+        f"{written} written, {len(problems)} failed, {skipped} were in the output already",
+        highlight=False,
+    )
+    if problems:
+        raise typer.Exit(1)

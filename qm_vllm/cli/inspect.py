@@ -1,0 +1,162 @@
+"""``qm-vllm inspect``: which tokens of a prompt stay, as a page to look at."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qm_vllm.cli import embedded, local_engine
+from qm_vllm.cli.common import (
+    AlphaOption,
+    CliError,
+    MaxKeptOption,
+    RatioOption,
+    budget,
+    configuration,
+    errors,
+    report_of,
+    sentences,
+)
+from qm_vllm.cli.page import build_page
+from qm_vllm.config import QuickMergeConfig, request_args
+
+
+def inspect(
+    input_file: Annotated[
+        str, typer.Option("--input", help="Text file with the prompt; - reads standard input.")
+    ],
+    output_file: Annotated[Path, typer.Option("--out", help="The HTML page to write.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or name; the embedded SmolLM2 if left out.")
+    ] = None,
+    ratio: RatioOption = None,
+    max_kept: MaxKeptOption = None,
+    alpha: AlphaOption = None,
+    saliency: Annotated[
+        str | None, typer.Option(help="auto, fused, entropy, window, dilated, norm or ned.")
+    ] = None,
+    query_visible: Annotated[
+        bool | None,
+        typer.Option(
+            "--query-visible/--query-blind",
+            help="Whether the choice may look at the end of the prompt.",
+        ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat/--raw", help="Wrap the text in the model's chat template.")
+    ] = True,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Longest prompt, in tokens; what the model allows if unset.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option(help="Show vLLM's own log.")] = False,
+) -> None:
+    """Show a prompt with kept, merged and dropped tokens, coloured by saliency."""
+    with sentences():
+        text = _read(input_file)
+        config = configuration(
+            **budget(ratio, max_kept, alpha), saliency=saliency, query_visible=query_visible
+        )
+        if not output_file.resolve().parent.is_dir():
+            raise CliError(f"the folder of --out {output_file} does not exist; create it first")
+        folder = model or embedded.ensure_model()
+        with errors().status("Starting vLLM"):
+            llm = local_engine.start(
+                folder,
+                config,
+                max_model_len=max_model_len,
+                dtype=dtype,
+                quiet=not verbose,
+                enforce_eager=True,  # one request: compiling would take longer than it saves
+            )
+        try:
+            tokenizer = llm.get_tokenizer()
+            ids = (
+                local_engine.chat_ids(tokenizer, [{"role": "user", "content": text}])
+                if chat
+                else list(tokenizer.encode(text))
+            )
+            data = page_data(tokenizer, ids, _compress(llm, ids), config)
+        finally:
+            local_engine.shut_down(llm)
+        name = "standard input" if input_file == "-" else Path(input_file).name
+        output_file.write_text(build_page(data | {"title": name}), encoding="utf-8")
+        kept = data["report"]["kept_tokens"]
+        typer.echo(f"{output_file}: {kept} of {len(ids)} tokens kept")
+
+
+def _read(name: str) -> str:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CliError(f"{name} is not a UTF-8 text file; convert it first") from error
+    except OSError as error:
+        raise CliError(f"cannot read {name}: {error.strerror}") from error
+    if not text.strip():
+        raise CliError(f"{name} is empty; give a prompt of some length")
+    return text
+
+
+def _compress(llm: Any, ids: list[int]) -> dict[str, Any]:
+    """The report, with details, of one request over these ids.
+
+    Raises:
+        CliError: the prompt is too long, or was left untouched.
+    """
+    limit = local_engine.max_model_len(llm)
+    if len(ids) >= limit:
+        raise CliError(
+            f"the prompt has {len(ids)} tokens and the engine takes fewer than {limit}; "
+            "shorten it or raise --max-model-len"
+        )
+    params = local_engine.sampling(1, request_args(details=True))
+    (output,) = llm.generate({"prompt_token_ids": ids}, params, use_tqdm=False)
+    report = report_of(output)
+    if report.get("status") != "compressed":
+        raise CliError(f"the prompt was left untouched: {report.get('reason', 'no reason given')}")
+    return report
+
+
+def page_data(
+    tokenizer: Any, ids: list[int], report: dict[str, Any], config: QuickMergeConfig
+) -> dict[str, Any]:
+    """What :func:`qm_vllm.cli.page.build_page` takes, from the report's details.
+
+    Scores are stretched to 0..1. Protected positions are those that the configuration names;
+    with merge="select" a token that is not kept leaves nothing behind, so it has no group.
+
+    Raises:
+        CliError: the report has no details, or they are not about these ids.
+    """
+    details = report.get("details")
+    if not isinstance(details, dict):
+        raise CliError("the engine's report has no details; update qm-vllm on its side")
+    count = len(ids)
+    scores, groups = list(details["scores"]), list(details["groups"])
+    if len(scores) != count or len(groups) != count:
+        raise CliError(f"the report speaks of {len(scores)} tokens, the prompt has {count}")
+    chosen = set(details["kept_indices"])
+    kept = [index in chosen for index in range(count)]
+    if config.merge == "select":
+        groups = [group if keep else -1 for group, keep in zip(groups, kept, strict=True)]
+    special = set(tokenizer.all_special_ids) if config.protect_special else set()
+    protected = [
+        index < config.protect_first
+        or index >= count - config.protect_last
+        or token in special
+        or any(start <= index < stop for start, stop in config.protect_ranges)
+        for index, token in enumerate(ids)
+    ]
+    low, high = min(scores), max(scores)
+    span = (high - low) or 1.0
+    return {
+        "tokens": [tokenizer.decode([token]) for token in ids],
+        "kept": kept,
+        "scores": [(score - low) / span for score in scores],
+        "groups": groups,
+        "protected": protected,
+        "report": {key: value for key, value in report.items() if key != "details"},
+    }

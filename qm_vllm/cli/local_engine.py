@@ -1,0 +1,126 @@
+"""One vLLM engine with the plug-in on, for the commands that run in this process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from qm_vllm.api import engine_args
+from qm_vllm.cli.common import CliError
+from qm_vllm.config import QuickMergeConfig
+
+BLOCK_SIZE = 32
+"""Tokens in a KV block of the demo's engine."""
+
+
+def set_environment(*, quiet: bool) -> None:
+    """Defaults that vLLM reads when it is imported; what the user has set stays.
+
+    Args:
+        quiet: hide vLLM's own progress lines, so that a table or a bar stays readable.
+    """
+    defaults = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if quiet:
+        defaults |= {"VLLM_LOGGING_LEVEL": "ERROR", "TRANSFORMERS_VERBOSITY": "error"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def start(
+    model: str | Path,
+    config: QuickMergeConfig,
+    *,
+    max_model_len: int | None = None,
+    dtype: str = "auto",
+    quiet: bool = True,
+    **extra: Any,
+) -> Any:
+    """Start a ``vllm.LLM`` with the plug-in on.
+
+    Args:
+        max_model_len: longest prompt plus output, in tokens; None: what the model allows.
+        extra: more keyword arguments of ``vllm.LLM``.
+
+    Raises:
+        CliError: vLLM is missing, or the engine refused to start, with its reason.
+    """
+    set_environment(quiet=quiet)
+    if quiet:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        extra.setdefault("use_tqdm_on_load", False)
+    if Path(model).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import vllm
+    except ImportError as error:
+        raise CliError(
+            f"vLLM cannot be imported ({error}); install the project with an engine: "
+            "pip install 'qm-vllm[cuda]' on a CUDA machine, 'qm-vllm[cpu]' elsewhere"
+        ) from error
+    if not extra.get("enforce_eager") and not has_compiler():
+        extra["enforce_eager"] = True  # vLLM's compiled mode builds C++ kernels at start
+    if max_model_len is not None:
+        extra["max_model_len"] = max_model_len
+    try:
+        return vllm.LLM(
+            model=str(model),
+            dtype=dtype,
+            disable_log_stats=False,  # or RequestOutput.metrics stays empty
+            **engine_args(config),
+            **extra,
+        )
+    except (ImportError, ValueError, RuntimeError, OSError) as error:
+        raise CliError(f"vLLM did not start: {_first_lines(error)}") from error
+
+
+def has_compiler() -> bool:
+    """Whether a C++ compiler is on the path."""
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def sampling(max_tokens: int, options: dict[str, Any], *, temperature: float = 0.0) -> Any:
+    """``SamplingParams`` with per-request options as :func:`qm_vllm.request_args` gives them."""
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=max_tokens, temperature=temperature, extra_args=options)
+
+
+def chat_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
+    """Token ids of a conversation in the model's chat template; plain text if it has none.
+
+    Raises:
+        CliError: the template refuses the messages.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        text = "\n\n".join(str(message["content"]) for message in messages)
+        return list(tokenizer.encode(text))
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates raise whatever Jinja or their authors chose
+        raise CliError(f"the model's chat template refuses the messages: {error}") from error
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def max_model_len(llm: Any) -> int:
+    """Longest prompt plus output that the engine accepts, in tokens."""
+    return int(llm.llm_engine.model_config.max_model_len)
+
+
+def shut_down(llm: Any) -> None:
+    """End the engine's processes, if it has any, before the interpreter does."""
+    core = getattr(getattr(llm, "llm_engine", None), "engine_core", None)
+    if core is not None and hasattr(core, "shutdown"):
+        core.shutdown()
+
+
+def _first_lines(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return "\n".join(text.splitlines()[:12])

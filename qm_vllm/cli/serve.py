@@ -1,0 +1,130 @@
+"""``qm-vllm serve``: vLLM's OpenAI-compatible server with the plug-in on.
+
+vLLM's own ``vllm`` script asks the package metadata for a version that the CPU wheel does
+not have under that name, so the server is started through the script's Python entry point.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from qm_vllm.api import engine_cli_args
+from qm_vllm.cli.common import (
+    AlphaOption,
+    CliError,
+    MaxKeptOption,
+    RatioOption,
+    configuration,
+    sentences,
+)
+from qm_vllm.config import QuickMergeConfig
+
+OURS = ("--kv-transfer-config", "--worker-cls")
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help="Model folder or name, as for `vllm serve`.")
+    ] = None,
+    ratio: RatioOption = None,
+    max_kept: MaxKeptOption = None,
+    alpha: AlphaOption = None,
+    min_tokens: Annotated[
+        int | None, typer.Option(help="Prompts shorter than this pass untouched.")
+    ] = None,
+    protect_last: Annotated[
+        int | None, typer.Option(help="Tokens at the end of a prompt that always stay.")
+    ] = None,
+    query_visible: Annotated[
+        bool | None,
+        typer.Option(
+            "--query-visible/--query-blind",
+            help="Whether the choice may look at the end of the prompt.",
+        ),
+    ] = None,
+    delivery: Annotated[str | None, typer.Option(help="inject or prefill.")] = None,
+    encoder_layers: Annotated[
+        int | None, typer.Option(help="Layers that run over the whole prompt.")
+    ] = None,
+    encoder_chunk_tokens: Annotated[
+        int | None, typer.Option(help="Encoder work between two steps of the engine, in tokens.")
+    ] = None,
+    off: Annotated[
+        bool, typer.Option("--off", help="Compress only requests that ask: qm_enabled=true.")
+    ] = False,
+    show_arguments: Annotated[
+        bool, typer.Option(help="Print vLLM's arguments, one a line, and stop.")
+    ] = False,
+    vllm_help: Annotated[bool, typer.Option(help="Show all flags of `vllm serve`.")] = False,
+) -> None:
+    """Serve MODEL over HTTP with compressed prompts; other flags go to `vllm serve` as they are."""
+    with sentences():
+        config = configuration(
+            ratio=ratio,
+            max_kept=max_kept,
+            alpha=alpha,
+            min_tokens=min_tokens,
+            protect_last=protect_last,
+            query_visible=query_visible,
+            delivery=delivery,
+            encoder_layers=encoder_layers,
+            encoder_chunk_tokens=encoder_chunk_tokens,
+            enabled=False if off else None,
+        )
+        if vllm_help:
+            start_server(["serve", "--help=all"])
+            return
+        arguments = server_arguments(model, config, list(context.args))
+        if show_arguments:
+            typer.echo("\n".join(arguments))
+            return
+        start_server(arguments)
+
+
+def server_arguments(model: str | None, config: QuickMergeConfig, rest: list[str]) -> list[str]:
+    """The arguments of ``vllm`` for this server.
+
+    Raises:
+        CliError: no model was named, or the rest sets a flag that the plug-in needs.
+    """
+    for argument in rest:
+        name = argument.split("=", 1)[0].replace("_", "-")
+        if name in OURS or name.startswith("--kv-transfer-config."):
+            raise CliError(f"{name} is set by the plug-in itself; leave it out")
+    if model is None or model.startswith("-"):
+        raise CliError("name the model to serve: qm-vllm serve MODEL [flags]")
+    return ["serve", model, *engine_cli_args(config), *rest]
+
+
+def start_server(arguments: list[str]) -> None:
+    """Run ``vllm`` with these arguments until the server ends.
+
+    Raises:
+        CliError: vLLM is missing, or its entry point is not where this version has it.
+    """
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    try:
+        from vllm.entrypoints.cli.serve import ServeSubcommand
+        from vllm.logger import configure_logging_from_args
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError as error:
+        raise CliError(
+            f"vLLM's server cannot be imported ({error}); run `qm-vllm doctor` to see which "
+            "version is installed and which are supported"
+        ) from error
+    # API server processes and the usage text of errors look at the program's arguments.
+    sys.argv = ["vllm", *arguments]
+    parser: Any = FlexibleArgumentParser(prog="vllm")
+    command: Any = ServeSubcommand()
+    subparsers = parser.add_subparsers(required=True, dest="subparser")
+    command.subparser_init(subparsers).set_defaults(dispatch_function=command.cmd)
+    parsed = parser.parse_args(arguments)
+    configure_logging_from_args(parsed)
+    command.validate(parsed)
+    command.cmd(parsed)
