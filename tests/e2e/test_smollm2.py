@@ -55,33 +55,51 @@ def test_equals_transformers_reference(llm, smollm2, essay_ids, visible):
     assert tokens == want.tokens
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 1e-2)])
-def test_dense_encoder_states_match_transformers(smollm2, essay_ids, dtype, limit):
-    """Each layer's input states, in chunks of 96 rows, against one transformers forward.
-
-    The reference runs in float32 in both cases: in bf16 transformers itself is 1.02e-2 away
-    from it at layer 10, and two runs in bf16 are further from each other than from the truth.
-    """
+def transformers_states(folder, ids, dtype):
+    """Input states of every layer, and the exit of the last one: [N, D] float32 each."""
     from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    with torch.inference_mode():
+        states = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    return [layer[0].float() for layer in states]
+
+
+def relative_error(states, truth):
+    return float((states.float() - truth).norm() / truth.norm())
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_dense_encoder_states_match_transformers(smollm2, essay_ids, name):
+    """Chunks of 96 rows against one transformers forward in float32.
+
+    In bf16 the layers that are used (the score layers' input, the exit at E = 20) are within
+    1e-2. Between them one layer can be above, where transformers' own bf16 run is further off:
+    ours must nowhere be worse than that.
+    """
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
     from qm_vllm.engine.dense_runner import LayerRecord, Stream
 
-    ids = essay_ids(400)
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        want = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
-    config = QuickMergeConfig(encoder_chunk_tokens=96)
+    ids, dtype = essay_ids(400), getattr(torch, name)
+    truth = transformers_states(smollm2, ids, torch.float32)
     errors = []
-    with engine(smollm2, config, dtype=dtype), torch.inference_mode():
+    config = QuickMergeConfig(encoder_chunk_tokens=96)
+    with engine(smollm2, config, dtype=name), torch.inference_mode():
         runner = get_kv_transfer_group().worker_side.runner
         stream = Stream(runner.embed(ids))
         for layer in range(20):
+            errors.append(relative_error(stream.states, truth[layer]))
             for _ in runner.run_layer(layer, stream, LayerRecord()):
                 pass
-            expected = want[layer + 1][0].float()
-            errors.append(float((stream.states.float() - expected).norm() / expected.norm()))
-    assert max(errors) <= limit, errors
+        errors.append(relative_error(stream.states, truth[20]))
+    if dtype == torch.float32:
+        assert max(errors) <= 1e-4, errors
+        return
+    assert max(*errors[5:10], errors[20]) <= 1e-2, errors
+    theirs = transformers_states(smollm2, ids, dtype)
+    for layer, ours in enumerate(errors[:20]):
+        assert ours <= max(1.1 * relative_error(theirs[layer], truth[layer]), 5e-3), layer
 
 
 SCRIPT = """
