@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -55,6 +56,7 @@ def start(
     set_environment(quiet=quiet)
     if quiet:
         warnings.filterwarnings("ignore", category=FutureWarning)
+        logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM sets its own loggers up
         extra.setdefault("use_tqdm_on_load", False)
     if Path(model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

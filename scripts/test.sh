@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Sets up .venv if need be and runs the checks. Without arguments: ruff, mypy, then the unit,
+# integration and end-to-end tests in that order. With arguments: pytest with these alone.
+set -euo pipefail
+
+here="$PWD"
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+bash "$root/scripts/setup.sh"
+
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+export VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
+export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}"
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
+python="$root/.venv/bin/python"
+
+if [ "$#" -gt 0 ]; then
+  cd "$here"
+  exec "$python" -m pytest -c "$root/pyproject.toml" "$@"
+fi
+
+cd "$root"
+echo "test: ruff"
+"$python" -m ruff check .
+echo "test: mypy"
+"$python" -m mypy
+folders=()
+for folder in tests/unit tests/integration tests/e2e; do
+  [ -d "$folder" ] && folders+=("$folder")
+done
+echo "test: pytest ${folders[*]}"
+exec "$python" -m pytest "${folders[@]}"
