@@ -32,13 +32,13 @@ class QuickMergeConfig:
         ConfigError: a value is out of range, with the field, the value and what is allowed.
     """
 
-    # --- which requests -------------------------------------------------------------------
+    # --- which requests ----------------------------------------------------------------------
     enabled: bool = True
     """Compress prompts (True) or leave them to plain vLLM (False)."""
     min_tokens: int = 256
     """Prompts with fewer tokens than this pass untouched. Tokens, >= 2."""
 
-    # --- budget: how many positions K of the N source tokens stay ---------------------------
+    # --- budget: how many positions K of the N source tokens stay ----------------------------
     ratio: float | None = None
     """K / N, in (0, 1]. If no budget field is set, 0.4. 1.0 keeps every token."""
     max_kept: int | None = None
@@ -59,7 +59,7 @@ class QuickMergeConfig:
     protect_ranges: tuple[tuple[int, int], ...] = ()
     """Half-open token ranges ``(start, stop)`` to keep; clipped to the prompt."""
 
-    # --- stage 1: saliency --------------------------------------------------------------------
+    # --- stage 1: saliency -------------------------------------------------------------------
     saliency: str = "auto"
     """One of :data:`SALIENCIES`. "auto": "fused" if ``query_visible``, else "entropy"."""
     query_visible: bool = True
@@ -77,7 +77,7 @@ class QuickMergeConfig:
     dilation: int = 64
     """Longest forward span that one attended position pulls in. Tokens, >= 0."""
 
-    # --- stage 2: grouping and merging ----------------------------------------------------------
+    # --- stage 2: grouping and merging -------------------------------------------------------
     grouping: str = "contiguous"
     """One of :data:`GROUPINGS`: which kept token a dropped one joins."""
     merge: str = "weighted"
@@ -87,14 +87,14 @@ class QuickMergeConfig:
     temperature: float = 1.0
     """Temperature of the Gumbel-softmax relaxation (training only). > 0."""
 
-    # --- delivery ---------------------------------------------------------------------------------
+    # --- delivery ----------------------------------------------------------------------------
     delivery: str = "inject"
     """"inject" writes the KV of the kept positions; "prefill" lets vLLM prefill the kept ids."""
 
     details: bool = False
     """Return kept indices, scores and groups in the request's report (``qm-vllm inspect``)."""
 
-    # --- engine: fixed at start ---------------------------------------------------------------------
+    # --- engine: fixed at start --------------------------------------------------------------
     encoder_chunk_tokens: int = 512
     """Rows per unit of encoder work, and the work of one step as rows through all layers.
     Smaller values delay running requests less. Tokens, >= 16."""
@@ -171,7 +171,7 @@ class QuickMergeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_dict` reads it back."""
-        return {k: v for k, v in json.loads(json.dumps(dataclasses.asdict(self))).items()}
+        return dict(json.loads(json.dumps(dataclasses.asdict(self))).items())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuickMergeConfig:

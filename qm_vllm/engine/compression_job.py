@@ -137,7 +137,8 @@ class CompressionJob:
     def _lower_kv(self, records: list[LayerRecord], kept: torch.Tensor) -> Iterator[int]:
         for layer, record in enumerate(records):
             with self._clock.phase("merge"):
-                assert record.plain_keys is not None and record.values is not None
+                assert record.plain_keys is not None
+                assert record.values is not None
                 keys = self.runner.rotate(layer, record.plain_keys[kept])
                 self.artifact.append((keys, record.values[kept]))
                 record.plain_keys = record.values = None
@@ -150,7 +151,8 @@ class CompressionJob:
                 layer, rows, plain_keys=False, rotated_keys=True, values=True
             )
             yield from self._timed("upper", self.runner.run_layer(layer, stream, record))
-            assert record.rotated_keys is not None and record.values is not None
+            assert record.rotated_keys is not None
+            assert record.values is not None
             self.artifact.append((record.rotated_keys, record.values))
 
     def _timed(self, phase: str, units: Iterator[int]) -> Iterator[int]:

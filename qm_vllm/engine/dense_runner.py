@@ -155,7 +155,8 @@ class DenseRunner:
 
     def window_attention(self, layer: int, record: LayerRecord) -> torch.Tensor:
         """Causal attention of the recorded last queries, mean over heads: [W, N] float32."""
-        assert record.queries is not None and record.rotated_keys is not None
+        assert record.queries is not None
+        assert record.rotated_keys is not None
         attn = self.view.layers[layer].attn
         queries, keys = record.queries.float(), record.rotated_keys.float()
         window, num_tokens = queries.shape[0], keys.shape[0]
@@ -194,8 +195,8 @@ def self_check(runner: DenseRunner, num_tokens: int = 64) -> str | None:
                 for _ in runner.run_layer(layer, stream, LayerRecord()):
                     pass
             states.append(stream.states.float())
-    except Exception as error:
-        return f"the dense pass fails on this model: {type(error).__name__}: {error}"
+    except Exception as problem:
+        return f"the dense pass fails on this model: {type(problem).__name__}: {problem}"
     finally:
         runner.chunk = chunk
     error = float((states[0] - states[1]).norm() / states[0].norm())

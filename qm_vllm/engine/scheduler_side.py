@@ -157,7 +157,8 @@ class SchedulerSide:
             return 0, False
         if tracked.pending:
             return None, False
-        assert tracked.outcome is not None and tracked.spec is not None
+        assert tracked.outcome is not None
+        assert tracked.spec is not None
         missing = len(tracked.outcome.kept) - 1 - computed
         if tracked.plan_delivery == "prefill" or missing <= 0 or tracked.notes:
             return 0, False

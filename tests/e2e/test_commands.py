@@ -32,7 +32,8 @@ def test_demo_answers_from_a_third_of_the_blocks(smollm2, tmp_path):
     plain, ours = figures["plain"], figures["quickmerge"]
     assert set(plain) == set(ours) == FIELDS
     assert plain["source_tokens"] == ours["source_tokens"] == plain["kept_tokens"] >= 2000
-    assert plain["correct"] and ours["correct"], (plain["answer"], ours["answer"])
+    assert plain["correct"], plain["answer"]
+    assert ours["correct"], ours["answer"]
     assert ours["kept_tokens"] <= 0.33 * ours["source_tokens"]
     assert ours["kv_blocks"] <= 0.36 * plain["kv_blocks"]
     assert "KV blocks" in done.stdout
@@ -62,7 +63,8 @@ def test_generate_resumes_and_reports_bad_lines(smollm2, tmp_path):
     assert rows["chat"]["quickmerge"]["status"] == "untouched"
     before = target.read_text()
     again = qm_vllm(*arguments)
-    assert again.returncode == 1 and target.read_text() == before
+    assert again.returncode == 1
+    assert target.read_text() == before
 
 
 def test_inspect_writes_a_page(smollm2, tmp_path):
@@ -74,7 +76,8 @@ def test_inspect_writes_a_page(smollm2, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     html = page.read_text()
-    assert "<b>bold" not in html and "&lt;b" in html.replace("&lt;</span>", "&lt;b")
+    assert "<b>bold" not in html
+    assert "&lt;b" in html.replace("&lt;</span>", "&lt;b")
 
 
 def test_doctor_finds_every_hook():

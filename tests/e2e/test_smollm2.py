@@ -35,7 +35,8 @@ def test_keep_all_equals_plain_vllm_over_64_tokens(llm, essay_ids, plain_tokens,
     ((tokens, report),) = run(
         llm, [essay_ids(LENGTH)], greedy(64, ratio=1.0, delivery=delivery)
     )
-    assert report["status"] == "compressed" and report["kept_tokens"] == LENGTH
+    assert report["status"] == "compressed"
+    assert report["kept_tokens"] == LENGTH
     assert len(tokens) == 64
     assert tokens == plain_tokens
 
@@ -50,7 +51,8 @@ def test_equals_transformers_reference(llm, smollm2, essay_ids, visible):
     ((tokens, report),) = run(
         llm, [ids], greedy(32, query_visible=visible, details=True)
     )
-    assert report["encoder_layers"] == 20 and report["score_layers"] == [5, 10]
+    assert report["encoder_layers"] == 20
+    assert report["score_layers"] == [5, 10]
     assert report["details"]["kept_indices"] == want.kept
     assert tokens == want.tokens
 

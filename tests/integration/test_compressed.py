@@ -93,7 +93,8 @@ def test_prefill_delivery_is_a_plain_run_of_the_kept_ids(llm):
     ids = random_prompt(620, 77)
     ((got, report),) = run(llm, [ids], greedy(24, delivery="prefill", details=True))
     kept = report["details"]["kept_indices"]
-    assert kept == sorted(set(kept)) and len(kept) == report["kept_tokens"] < 620
+    assert kept == sorted(set(kept))
+    assert len(kept) == report["kept_tokens"] < 620
     ((want, _),) = run(llm, [[ids[i] for i in kept]], greedy(24, enabled=False))
     assert got == want
 
@@ -105,7 +106,8 @@ def test_every_merge_and_grouping_runs(llm, merge, grouping):
     ((tokens, report),) = run(llm, [ids], greedy(4, merge=merge, grouping=grouping))
     assert report["status"] == "compressed", report
     assert len(tokens) == 4
-    assert (report["reconstruction_error"] > 0) and 0 < report["gamma"] < 1
+    assert (report["reconstruction_error"] > 0)
+    assert 0 < report["gamma"] < 1
 
 
 @pytest.mark.parametrize("saliency", ["fused", "entropy", "window", "dilated", "norm", "ned"])

@@ -23,7 +23,9 @@ def nothing_left_behind(llm):
     yield
     run(llm, [random_prompt(8, 0)], greedy(2))  # one more step delivers the last releases
     side = scheduler_of(llm).connector.scheduler_side
-    assert not side.tracked and not side.board.entries and not side.board.queue
+    assert not side.tracked
+    assert not side.board.entries
+    assert not side.board.queue
     assert not worker_side().jobs
 
 
@@ -72,7 +74,8 @@ def test_bad_options_leave_the_prompt_untouched_and_say_why(llm, extra, words):
 def test_short_prompts_pass(llm, ids):
     ((tokens, report),) = run(llm, [ids], greedy(5))
     assert len(tokens) == 5
-    assert report["status"] == "untouched" and "min_tokens" in report["reason"]
+    assert report["status"] == "untouched"
+    assert "min_tokens" in report["reason"]
 
 
 def test_empty_prompt_is_refused_and_the_engine_lives(llm):
@@ -85,7 +88,8 @@ def test_prompt_logprobs_are_left_alone(llm):
     params = greedy(4)
     params = raw(None, 4, prompt_logprobs=1, skip_reading_prefix_cache=True)
     ((_, report),) = run(llm, [random_prompt(400, 4)], params)
-    assert report["status"] == "untouched" and "prompt_logprobs" in report["reason"]
+    assert report["status"] == "untouched"
+    assert "prompt_logprobs" in report["reason"]
 
 
 def test_http_style_options_are_read(llm):
@@ -94,7 +98,8 @@ def test_http_style_options_are_read(llm):
     ((_, two),) = run(
         llm, [ids], raw({"kv_transfer_params": {"quickmerge": {"ratio": 0.25}}})
     )
-    assert one["saliency"] == "entropy" and two["saliency"] == "fused"
+    assert one["saliency"] == "entropy"
+    assert two["saliency"] == "fused"
     assert one["kept_tokens"] == two["kept_tokens"] <= 125
 
 
@@ -102,11 +107,14 @@ def test_repeated_prompt_uses_the_prefix_cache_and_gives_the_same_tokens(llm):
     ids = random_prompt(640, 10)
     ((first, a),) = run(llm, [ids], greedy(12))
     ((second, b),) = run(llm, [ids], greedy(12))
-    assert not a["cached"] and b["cached"]
-    assert first == second and a["kept_tokens"] == b["kept_tokens"]
+    assert not a["cached"]
+    assert b["cached"]
+    assert first == second
+    assert a["kept_tokens"] == b["kept_tokens"]
     scheduler_of(llm).reset_prefix_cache()  # blocks gone, memo still there: the job runs again
     ((third, c),) = run(llm, [ids], greedy(12))
-    assert c["cached"] and third == first
+    assert c["cached"]
+    assert third == first
 
 
 def test_injected_blocks_never_serve_an_ordinary_prompt(llm):
@@ -140,7 +148,8 @@ def test_a_failing_job_falls_back_to_plain_prefill(llm, monkeypatch):
 
     monkeypatch.setattr(CompressionJob, "_choose", broken)
     ((tokens, report),) = run(llm, [ids], greedy(8))
-    assert report["status"] == "untouched" and "a broken score" in report["reason"]
+    assert report["status"] == "untouched"
+    assert "a broken score" in report["reason"]
     assert tokens == plain
 
 
@@ -155,7 +164,8 @@ def test_a_failing_delivery_fails_one_request_only(llm, monkeypatch):
         ((tokens, _),) = run(llm, [random_prompt(500, 14)], greedy(8))
         assert tokens == []
     ((tokens, report),) = run(llm, [random_prompt(500, 14)], greedy(8))
-    assert len(tokens) == 8 and report["status"] == "compressed"
+    assert len(tokens) == 8
+    assert report["status"] == "compressed"
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])

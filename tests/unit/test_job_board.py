@@ -17,9 +17,11 @@ def test_equal_requests_share_a_job_until_the_last_leaves():
     assert board.join(spec("a"), "r1") is board.join(spec("a"), "r2")
     assert [s.key for s in board.take_new()] == ["a"]
     board.leave("a", "r1")
-    assert board.take_releases() == [] and "a" in board.entries
+    assert board.take_releases() == []
+    assert "a" in board.entries
     board.leave("a", "r2")
-    assert board.take_releases() == ["a"] and not board.entries
+    assert board.take_releases() == ["a"]
+    assert not board.entries
 
 
 def test_admission_is_bounded_and_in_order_and_urgent_goes_first():
@@ -38,7 +40,8 @@ def test_a_queued_job_without_users_is_never_sent():
     board.join(spec("a"), "r1")
     board.leave("a", "r1")
     board.leave("a", "r1")
-    assert board.take_new() == [] and board.take_releases() == []
+    assert board.take_new() == []
+    assert board.take_releases() == []
 
 
 def test_memo_is_least_recently_used():
@@ -47,7 +50,8 @@ def test_memo_is_least_recently_used():
         memo.put(JobResult(key, [0, 1], {"gamma": 0.5}))
     assert memo.get("a") is not None
     memo.put(JobResult("c", [0], {}))
-    assert memo.get("b") is None and list(memo.get("a").kept) == [0, 1]
+    assert memo.get("b") is None
+    assert list(memo.get("a").kept) == [0, 1]
     assert Memo(0).put(JobResult("x", [7], {})).kept[0] == 7
 
 
@@ -57,5 +61,6 @@ def test_ranks_that_disagree_are_an_error():
         {"a": JobResult("a", [1, 3]), "b": JobResult("b", error="boom")}
     )
     merged = ours.aggregate(theirs).results
-    assert "different tokens" in merged["a"].error and merged["b"].error == "boom"
+    assert "different tokens" in merged["a"].error
+    assert merged["b"].error == "boom"
     assert ours.aggregate(ours).results["a"].kept == [1, 2]
