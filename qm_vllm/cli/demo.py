@@ -80,16 +80,8 @@ def demo(
             local_engine.shut_down(llm)
         _print_table(document, results)
         if json_file is not None:
-            setting = {
-                "model": embedded.NAME if model is None else model,
-                "ratio": ratio,
-                "title": document.title,
-                "question": document.question,
-                "expected": document.answer,
-                "block_size": local_engine.BLOCK_SIZE,
-            }
             figures = {name: dataclasses.asdict(value) for name, value in results.items()}
-            json_file.write_text(json.dumps(figures | {"setting": setting}, indent=2) + "\n")
+            json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _asked(question: str | None, answer: str | None) -> Document:

@@ -101,9 +101,11 @@ def _vllm() -> list[Row]:
             "machine, else with its cpu extra"
         )
         return [Row("vLLM", "vLLM", BAD, detail)]
+    missing = ", ".join(name.rpartition(".")[2] for name in compat.missing_optional())
+    detail = f"not on this machine: {missing}" if missing else "all kernels found"
     return [
-        Row("vLLM", finding.name, OK if finding.ok else BAD, finding.detail)
-        for finding in findings
+        *(Row("vLLM", f.name, OK if f.ok else BAD, f.detail) for f in findings),
+        Row("vLLM", "fast attention of the encoder", OK, detail),
     ]
 
 

@@ -17,7 +17,7 @@ ESSAY_TITLE = "Paul Graham, What I Worked On (excerpt)"
 # The excerpt: about 3,500 tokens of SmolLM2, the answer in its middle third and nowhere else.
 EXCERPT_START = "One of the most conspicuous patterns I've noticed in my life"
 EXCERPT_STOP = "When we asked Sam if he wanted to be president of YC"
-QUESTION = "How many applications did the Summer Founders Program get?"
+QUESTION = "How many applications did the Summer Founders Program receive?"
 ANSWER = "225"
 INSTRUCTION = "Answer in one short sentence."
 

@@ -70,6 +70,7 @@ def inspect(
                 max_model_len=max_model_len,
                 dtype=dtype,
                 quiet=not verbose,
+                block_size=local_engine.BLOCK_SIZE,
                 enforce_eager=True,  # one request: compiling would take longer than it saves
             )
         try:

@@ -92,7 +92,8 @@ def _figures(data: Mapping[str, Any], states: list[str]) -> str:
     ]
     if report.get("kv_blocks") is not None:
         size = report.get("block_size")
-        rows.append(("KV blocks", f"{report['kv_blocks']:,}" + (f" of {size}" if size else "")))
+        each = f" × {size} tokens" if size else ""
+        rows.append(("KV blocks", f"{report['kv_blocks']:,}{each}"))
     if report.get("kv_bytes") is not None:
         rows.append(("KV cache", f"{report['kv_bytes'] / 2**20:.2f} MiB"))
     if report.get("saliency"):

@@ -1,7 +1,8 @@
 """Everything of vLLM that the plug-in touches, and the checks that run when an engine starts.
 
 Public: ``KVConnectorBase_V1`` (hooks in :data:`HOOKS`), ``worker_cls``. Private symbols are in
-:data:`PRIVATE`; each is used in the one file named beside it.
+:data:`PRIVATE`, each used in the one file named beside it, and in :data:`OPTIONAL`, which have
+a fallback.
 """
 
 from __future__ import annotations
@@ -40,6 +41,16 @@ PRIVATE: tuple[tuple[str, str, str], ...] = (
 )
 """(owner, attribute, the file that uses it)."""
 
+OPTIONAL: tuple[tuple[str, str], ...] = (
+    ("vllm._custom_ops", "cpu_attn_reshape_and_cache"),
+    ("vllm._custom_ops", "cpu_attn_get_scheduler_metadata"),
+    ("vllm._custom_ops", "cpu_attention_with_kv_cache"),
+    ("vllm.v1.attention.backends.cpu_attn", "_get_attn_isa"),
+    ("vllm.v1.attention.backends.fa_utils", "get_flash_attn_version"),
+    ("vllm.vllm_flash_attn", "flash_attn_varlen_func"),
+)
+"""(module, attribute) of the fast attention in dense_attention.py; without them, torch's."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -71,6 +82,17 @@ def check() -> list[Finding]:
         findings.append(Finding(f"{owner.replace(':', '.')}.{attribute}", ok, where))
     findings.append(_resize())
     return findings
+
+
+def missing_optional() -> list[str]:
+    """Names in :data:`OPTIONAL` that this machine lacks (the other platform's, usually)."""
+    missing = []
+    for module, attribute in OPTIONAL:
+        try:
+            _load(f"{module}:{attribute}")
+        except (ImportError, AttributeError):
+            missing.append(f"{module}.{attribute}")
+    return missing
 
 
 def require() -> None:

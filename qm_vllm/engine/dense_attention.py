@@ -126,7 +126,10 @@ class FlashVarlenAttention(SdpaAttention):
         from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
         from vllm.vllm_flash_attn import flash_attn_varlen_func
 
-        self.function, self.version = flash_attn_varlen_func, get_flash_attn_version()
+        self.function = flash_attn_varlen_func
+        self.version = get_flash_attn_version(head_size=attn.head_size)
+        if self.version is None:
+            raise NotImplementedError("no FlashAttention for this head size")
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int

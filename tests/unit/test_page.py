@@ -44,7 +44,7 @@ def test_counts_are_those_of_the_data():
         ("Tokens", "4"),
         ("Kept", "2 (50%)"),
         ("Protected", "1"),
-        ("KV blocks", "2 of 32"),
+        ("KV blocks", "2 × 32 tokens"),
         ("KV cache", "3.00 MiB"),
         ("Saliency", "fused"),
     ):
