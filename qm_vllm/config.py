@@ -95,7 +95,7 @@ class QuickMergeConfig:
     """Return kept indices, scores and groups in the request's report (``qm-vllm inspect``)."""
 
     # --- engine: fixed at start --------------------------------------------------------------
-    encoder_chunk_tokens: int = 512
+    encoder_chunk_tokens: int = 2048
     """Rows per unit of encoder work, and the work of one step as rows through all layers.
     Smaller values delay running requests less. Tokens, >= 16."""
     max_live_jobs: int = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -56,7 +56,9 @@ def attention_entropy(
 
     Args:
         states: [N, D], any floating type; N >= 1. Products run in float32, or in float64 if
-            the states are float64 or logit_scale exceeds :data:`FLOAT32_MAX_SCALE`.
+            the states are float64 or logit_scale exceeds :data:`FLOAT32_MAX_SCALE`. For bf16
+            states on a CPU they use its bf16 units with float32 sums: products of bf16 values
+            are exact there, so nothing is lost (norms divide afterwards).
         logit_scale: scale of the cosine, > 0 (sqrt(D) in eq. 1 for rows of unit RMS).
         normalize_rows: False gives eq. 1 to the letter, logits ``x_i . x_j / sqrt(D)`` of the
             raw rows in float64; logit_scale is then unused.
@@ -79,10 +81,14 @@ def attention_entropy(
     if not (math.isfinite(logit_scale) and logit_scale > 0):
         raise ValueError(f"logit_scale={logit_scale} must be finite and greater than 0")
     double = states.dtype == torch.float64 or logit_scale > FLOAT32_MAX_SCALE
-    unit, zero = unit_rows(states, torch.float64 if double else torch.float32)
+    inverse = None
+    if states.dtype == torch.bfloat16 and states.device.type == "cpu" and not double:
+        unit, inverse, zero = _scaled_rows(states)
+    else:
+        unit, zero = unit_rows(states, torch.float64 if double else torch.float32)
     count = states.shape[0]
     ones = torch.ones(count, 1, dtype=unit.dtype, device=unit.device)
-    mass, moment = (m[:, 0] for m in _off_diagonal(unit, logit_scale, ones, tile))
+    mass, moment = (m[:, 0] for m in _off_diagonal(unit, logit_scale, ones, tile, inverse))
     log_sum = torch.log1p(mass)
     outgoing = log_sum - moment / (1 + mass)
     outgoing = torch.where(zero, math.log(count), outgoing).clamp_min(0).float()
@@ -92,7 +98,7 @@ def attention_entropy(
     # of zeros. Taken relative to the diagonal entry, the column's mass is again 1 + rest.
     weight = torch.exp(-log_sum).where(~zero, 0.0)
     weights = torch.stack((weight, weight * log_sum), 1).to(unit.dtype)
-    mass, moment = _off_diagonal(unit, logit_scale, weights, tile)
+    mass, moment = _off_diagonal(unit, logit_scale, weights, tile, inverse)
     shift = log_sum.where(~zero, math.log(count))
     scale = torch.exp(shift)
     flat = scale / count * (zero.sum() - zero.double())  # rows of zeros other than i itself
@@ -135,8 +141,22 @@ def unit_rows(states: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tenso
     return unit, zero
 
 
+def _scaled_rows(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """bf16 rows as float32, scaled by powers of two to a largest entry in [0.5, 1).
+
+    The scaling is exact and keeps the products in range. Returns rows [N, D], 1 / norm [N]
+    (0 for a row of zeros) and the bool [N] that marks the rows of zeros.
+    """
+    peak = states.abs().amax(1).float()
+    zero = peak == 0
+    exponent = torch.frexp(peak).exponent
+    rows = torch.ldexp(states.float(), -exponent[:, None])
+    norm = torch.linalg.vector_norm(rows, dim=1).where(~zero, 1.0)
+    return rows, torch.where(zero, 0.0, 1 / norm), zero
+
+
 def _off_diagonal(
-    unit: Tensor, logit_scale: float, weights: Tensor, tile: int
+    unit: Tensor, logit_scale: float, weights: Tensor, tile: int, inverse: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Weighted sums over j != i of e_ij and of e_ij d_ij.
 
@@ -145,6 +165,7 @@ def _off_diagonal(
     Args:
         unit: [N, D] rows of norm 1 (or 0), float32 or float64.
         weights: [N, C], the weight of each j in each of C sums.
+        inverse: [N] 1 / norm of rows that hold bf16 values and are not of norm 1.
 
     Returns:
         Two [N, C] float64: ``sum_j e_ij w_jc`` and ``sum_j e_ij d_ij w_jc``.
@@ -165,8 +186,13 @@ def _off_diagonal(
                 shape = (height, columns.shape[0])
                 logits = logits_buffer[: shape[0] * shape[1]].view(shape)
                 exps = exp_buffer[: shape[0] * shape[1]].view(shape)
-                _products(rows, columns, logits)
-                logits.sub_(1).mul_(logit_scale)
+                if inverse is None:
+                    _products(rows, columns, logits)
+                    logits.sub_(1).mul_(logit_scale)
+                else:
+                    _bf16_products(rows, columns, logits)
+                    logits.mul_(inverse[left : left + panel] * logit_scale)
+                    logits.mul_(inverse[top : top + tile, None]).sub_(logit_scale)
                 torch.exp(logits, out=exps)
                 if left == top:
                     exps[:, :height].fill_diagonal_(0)
@@ -195,6 +221,18 @@ def _products(rows: Tensor, columns: Tensor, out: Tensor) -> None:
     for start in range(depth, width, depth):
         stop = start + depth
         torch.addmm(out, rows[:, start:stop], columns[:, start:stop].T, out=out)
+
+
+def _bf16_products(rows: Tensor, columns: Tensor, out: Tensor) -> None:
+    """Write ``rows columns^T`` of bf16 values held in float32 to out, with float32 sums."""
+    mkldnn: Any = torch.backends.mkldnn
+    matmul = mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        torch.mm(rows, columns.T, out=out)
+    finally:
+        matmul.fp32_precision = before
 
 
 @contextmanager

@@ -48,8 +48,12 @@ OPTIONAL: tuple[tuple[str, str], ...] = (
     ("vllm.v1.attention.backends.cpu_attn", "_get_attn_isa"),
     ("vllm.v1.attention.backends.fa_utils", "get_flash_attn_version"),
     ("vllm.vllm_flash_attn", "flash_attn_varlen_func"),
+    ("vllm.model_executor.custom_op", "CustomOp"),
+    ("vllm.model_executor.layers.layernorm", "RMSNorm"),
+    ("vllm.model_executor.layers.activation", "SiluAndMul"),
 )
-"""(module, attribute) of the fast attention in dense_attention.py; without them, torch's."""
+"""(module, attribute) of fast paths: attention in dense_attention.py (without it, torch's), and
+in fused_ops.py modules whose ``_forward_method`` is replaced (without it, their own)."""
 
 
 @dataclass(frozen=True)

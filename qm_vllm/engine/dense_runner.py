@@ -6,7 +6,7 @@ chunk bounds do not depend on load, so the same prompt gives bit-identical state
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from torch import nn
 
 from qm_vllm.engine.adapters.decoder import DecoderView
 from qm_vllm.engine.dense_attention import DenseAttention, choose_backend
+from qm_vllm.engine.fused_ops import rotary_forward
 
 
 class _RotaryTap(nn.Module):
     """Applies the layer's rotary embedding and keeps the keys as they were before it."""
 
-    def __init__(self, rotary: Any, keys: torch.Tensor | None) -> None:
+    def __init__(self, rotary: Callable[..., Any], keys: torch.Tensor | None) -> None:
         super().__init__()
         self.own, self.keys, self.start = [rotary], keys, 0
 
@@ -129,7 +130,7 @@ class DenseRunner:
         hidden, residual = stream.hidden, stream.residual
         rest = torch.empty_like(hidden) if residual is None else residual
         num_tokens = hidden.shape[0]
-        rotary = _RotaryTap(view.rotary, record.plain_keys)
+        rotary = _RotaryTap(rotary_forward(view.rotary, self.device), record.plain_keys)
         attn = _AttentionTap(self.attention, view.attn, num_tokens, record)
         self.attention.begin(num_tokens)
         for start in range(0, num_tokens, self.chunk):
@@ -150,7 +151,8 @@ class DenseRunner:
         """Rotary embedding of plain ``keys`` [K, KVH, D] at positions 0..K-1."""
         flat = keys.reshape(keys.shape[0], -1).clone()
         positions = torch.arange(keys.shape[0], device=self.device)
-        _, rotated = self.view.layers[layer].rotary(positions, flat.clone(), flat)
+        rotary = rotary_forward(self.view.layers[layer].rotary, self.device)
+        _, rotated = rotary(positions, flat.clone(), flat)
         return rotated.reshape(keys.shape)
 
     def window_attention(self, layer: int, record: LayerRecord) -> torch.Tensor:

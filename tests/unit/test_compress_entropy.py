@@ -168,3 +168,23 @@ def test_entropy_of_32768_tokens_needs_less_than_a_gibibyte():
         [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=300
     )
     assert float(done.stdout) < 1024
+
+
+@pytest.mark.parametrize("massive", [False, True])
+@pytest.mark.parametrize("width", [64, 576])
+def test_bf16_states_on_a_cpu_lose_nothing(width, massive):
+    """Against float64 on the same bf16 values, with twins, a blank row and massive entries."""
+    generator = torch.Generator().manual_seed(width)
+    states = torch.randn(900, width, generator=generator)
+    states += 0.7 * torch.randn(width, generator=generator)
+    if massive:
+        states[:, 3] *= 300
+        states[0, 7] = 2e4
+    states[5], states[9] = states[6], 0.0
+    states = states.bfloat16()
+    rows = states.double()
+    unit = rows / rows.norm(dim=1, keepdim=True).where(rows.any(1, keepdim=True), 1.0)
+    log_weights = (24.0 * unit @ unit.T).log_softmax(1)
+    want = -(log_weights.exp() * log_weights).sum(1)
+    got = attention_entropy(states, 24.0).double()
+    assert float(((got - want) / want).abs().max()) <= 1e-5

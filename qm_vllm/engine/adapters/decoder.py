@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+
+from qm_vllm.engine.fused_ops import FORWARD, fused_forwards
 
 
 class UnsupportedDecoder(ValueError):
@@ -20,11 +22,13 @@ class LayerView:
     """One decoder layer called as ``run(positions, hidden, residual)``.
 
     ``block.attn`` is vLLM's attention layer and ``block.rotary_emb`` its rotary embedding;
-    both are replaced for the moment of a dense pass (:meth:`borrowed`).
+    both are replaced for the moment of a dense pass (:meth:`borrowed`), and ``fused`` modules
+    answer with the given forward.
     """
 
     run: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     block: nn.Module
+    fused: list[tuple[Any, Callable[..., Any]]] = field(default_factory=list)
 
     @property
     def attn(self) -> Any:
@@ -39,10 +43,15 @@ class LayerView:
         """Let ``attn`` and ``rotary`` answer for the layer's own; restored on any exit."""
         modules = self.block._modules
         own = modules["attn"], modules["rotary_emb"]
+        forwards = [getattr(module, FORWARD) for module, _ in self.fused]
         modules["attn"], modules["rotary_emb"] = attn, rotary
+        for module, forward in self.fused:
+            setattr(module, FORWARD, forward)
         try:
             yield
         finally:
+            for (module, _), forward in zip(self.fused, forwards, strict=True):
+                setattr(module, FORWARD, forward)
             modules["attn"], modules["rotary_emb"] = own
 
 
@@ -90,7 +99,7 @@ def sequential_view(model: Any) -> DecoderView:
             raise UnsupportedDecoder("dual chunk attention is not supported")
         if getattr(layer, "ada_rms_norm_t_cond", None) is not None:
             raise UnsupportedDecoder("time-conditioned norms are not supported")
-        layers.append(LayerView(run=layer.forward, block=block))
+        layers.append(LayerView(layer.forward, block, fused_forwards(layer)))
     table = getattr(layers[0].rotary, "cos_sin_cache", None)
     return DecoderView(
         embed=model.embed_input_ids,

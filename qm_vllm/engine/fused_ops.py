@@ -1,0 +1,64 @@
+"""Fused norms, activation and rotary for the dense pass.
+
+vLLM leaves these operations to its compiler: called outside a compiled model, as the dense pass
+does, they run as chains of small torch operations. For the moment of a pass each such module
+answers with vLLM's own fused kernel; what is not known here stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+FORWARD = "_forward_method"
+
+
+def fused_forwards(layer: nn.Module) -> list[tuple[Any, Callable[..., Any]]]:
+    """Modules of a decoder layer whose forward has a fused stand-in, with the stand-in."""
+    from vllm.model_executor.layers.activation import SiluAndMul
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    kernels = torch.ops._C
+    found: list[tuple[Any, Callable[..., Any]]] = []
+    module: Any
+    for module in layer.modules():
+        if not hasattr(module, FORWARD):
+            continue
+        if type(module) is RMSNorm and hasattr(kernels, "fused_add_rms_norm"):
+            if module.has_weight and module.variance_size_override is None:
+                found.append((module, _rms_norm(module)))
+        elif type(module) is SiluAndMul:
+            on_cpu = not hasattr(module, "op")
+            found.append((module, _silu_and_mul if on_cpu else module.forward_cuda))
+    return found
+
+
+def rotary_forward(rotary: Any, device: torch.device) -> Callable[..., Any]:
+    """The rotary embedding's kernel form, also where vLLM runs the model compiled."""
+    kind = "forward_cpu" if device.type == "cpu" else "forward_cuda"
+    return getattr(rotary, kind, rotary)  # type: ignore[no-any-return]
+
+
+def _rms_norm(module: Any) -> Callable[..., Any]:
+    def forward(x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
+        weight, epsilon = module.weight.data, module.variance_epsilon
+        if residual is not None and x.is_contiguous() and residual.is_contiguous():
+            torch.ops._C.fused_add_rms_norm(x, residual, weight, epsilon)
+            return x, residual
+        if residual is not None:
+            return module.forward_native(x, residual)
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        out = torch.empty_like(rows)
+        torch.ops._C.rms_norm(out, rows, weight, epsilon)
+        return out.view(x.shape)
+
+    return forward
+
+
+def _silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    return F.silu(x[..., :half]).mul_(x[..., half:])
