@@ -88,7 +88,7 @@ class CompressionJob:
         entropy = "entropy" in wanted or spec.config.alpha is not None
         incoming = "incoming" in wanted
         if spec.encoder_layers == 0:
-            evidence.entropies.append(attention_entropy(stream.states, spec.config.logit_scale))
+            self._score_layer(stream.states, evidence, incoming)
             yield rows
         for layer in range(spec.encoder_layers):
             if (entropy or incoming) and layer in range(*spec.score_layers):
@@ -166,6 +166,8 @@ class CompressionJob:
     def _report(self, compressed: Compressed) -> JobResult:
         seconds = self._clock.seconds()
         figures = {
+            "encoder_layers": self.spec.encoder_layers,
+            "saliency": self.spec.config.effective_saliency,
             "gamma": compressed.gamma,
             "retained_norm": compressed.retained_norm,
             "reconstruction_error": compressed.reconstruction_error,

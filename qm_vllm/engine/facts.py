@@ -24,15 +24,12 @@ class EngineFacts:
     block_bytes: int
     """Bytes of one KV block over all layers of this rank."""
     num_layers: int
-    max_model_len: int
-    max_position: int | None
     special_ids: frozenset[int]
     model_key: str
     """Hash over what decides the KV of a prompt: model, revision, dtypes."""
     no_inject: str | None
     """Why the inject delivery is impossible here; None if it is possible."""
     has_adapter: bool
-    prefix_caching: bool
 
 
 def refuse(config: VllmConfig) -> str | None:
@@ -79,13 +76,10 @@ def read_facts(config: VllmConfig, kv_cache_config: KVCacheConfig) -> EngineFact
             group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in groups
         ),
         num_layers=int(text.num_hidden_layers),
-        max_model_len=model.max_model_len,
-        max_position=getattr(text, "max_position_embeddings", None),
         special_ids=_special_ids(model),
         model_key=hashlib.sha256(repr(identity).encode()).hexdigest(),
         no_inject=no_inject,
         has_adapter=has_adapter,
-        prefix_caching=bool(config.cache_config.enable_prefix_caching),
     )
 
 

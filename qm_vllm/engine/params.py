@@ -50,8 +50,6 @@ def plan_request(request: Request, base: QuickMergeConfig, facts: EngineFacts) -
         (params.prompt_logprobs is not None, "prompt_logprobs needs every prompt position"),
         (tokens < config.min_tokens,
          f"{tokens} prompt tokens are fewer than min_tokens={config.min_tokens}"),
-        (facts.max_position is not None and tokens > facts.max_position,
-         f"{tokens} prompt tokens exceed the model's {facts.max_position} positions"),
     ):
         if present:
             raise Untouched(reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,12 @@ from qm_vllm.engine.adapters.decoder import DecoderView
 from qm_vllm.engine.compression_job import CompressionJob
 from qm_vllm.engine.dense_runner import DenseRunner, self_check
 from qm_vllm.engine.kv_inject import slot_mapping, write_kv
-from qm_vllm.engine.protocol import JobResult, QuickMergeMetadata, QuickMergeWorkerMetadata
+from qm_vllm.engine.protocol import (
+    JobResult,
+    JobSpec,
+    QuickMergeMetadata,
+    QuickMergeWorkerMetadata,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +45,7 @@ class WorkerSide:
         except UnsupportedDecoder as error:
             self.runner, self.problem = None, str(error)
             if hasattr(model, "embed_input_ids"):
-                hidden = int(getattr(model.config, "hidden_size", 0))
-                view = DecoderView(model.embed_input_ids, [], hidden, None)
+                view = DecoderView(model.embed_input_ids, [])
                 self.runner = DenseRunner(view, dtype, device, chunk)
         if self.problem:
             logger.warning("qm_vllm: %s", self.problem)
@@ -61,15 +66,17 @@ class WorkerSide:
                 write_kv(layers, job.artifact, slots, load.start)
             except Exception:
                 logger.exception("qm_vllm: writing the KV of %s failed", load.request_id)
-                self.failed_blocks.update(load.block_ids)
+                first, last = load.start // self.block_size, -(-load.stop // self.block_size)
+                self.failed_blocks.update(load.block_ids[first:last])
 
     def work(self, metadata: QuickMergeMetadata) -> None:
         """Apply releases, take new jobs, and do at most one step's worth of encoder work."""
         for key in metadata.releases:
             self.jobs.pop(key, None)
-        for spec in metadata.jobs:
-            if self.runner is None or (self.problem and spec.encoder_layers):
-                self.results[spec.key] = JobResult(spec.key, error=self.problem)
+        for wanted in metadata.jobs:
+            spec = self._without_layers(wanted) if self.problem else wanted
+            if self.runner is None or spec is None:
+                self.results[wanted.key] = JobResult(wanted.key, error=self.problem)
             else:
                 self.jobs[spec.key] = CompressionJob(spec, self.runner)
         if self.runner is None:
@@ -83,6 +90,17 @@ class WorkerSide:
             if job.result is None:
                 break
             self.results[key] = job.result
+
+    def _without_layers(self, spec: JobSpec) -> JobSpec | None:
+        """The same job on token embeddings alone, where the layers cannot be run densely."""
+        if spec.encoder_layers == 0:
+            return spec
+        config = spec.config
+        blind = config.saliency in ("auto", "entropy", "norm", "ned")
+        if config.delivery != "prefill" or not blind:
+            return None
+        saliency = "entropy" if config.saliency == "auto" else config.saliency
+        return replace(spec, encoder_layers=0, config=replace(config, saliency=saliency))
 
     def collect(self) -> QuickMergeWorkerMetadata | None:
         """Results since the last call, or None."""

@@ -232,3 +232,15 @@ def test_parallel_samples_share_one_job(llm):
     )
     assert len({tuple(choice.token_ids) for choice in output.outputs}) == 3
     assert output.kv_transfer_params["quickmerge"]["status"] == "compressed"
+
+
+def test_layers_that_cannot_be_run_leave_the_embeddings_to_score(llm, monkeypatch):
+    monkeypatch.setattr(worker_side(), "problem", "layer 3 uses a sliding window")
+    ids = random_prompt(500, 32)
+    ((_, report),) = run(llm, [ids], greedy(4))
+    assert report["status"] == "untouched"
+    assert "sliding window" in report["reason"]
+    ((_, report),) = run(llm, [ids], greedy(4, delivery="prefill"))
+    assert report["status"] == "compressed"
+    assert report["encoder_layers"] == 0
+    assert report["saliency"] == "entropy"

@@ -61,9 +61,6 @@ class DecoderView:
 
     embed: Callable[[torch.Tensor], torch.Tensor]
     layers: list[LayerView]
-    hidden_size: int
-    max_position: int | None
-    """Positions in the rotary table; None if unknown."""
 
 
 def sequential_view(model: Any) -> DecoderView:
@@ -100,10 +97,4 @@ def sequential_view(model: Any) -> DecoderView:
         if getattr(layer, "ada_rms_norm_t_cond", None) is not None:
             raise UnsupportedDecoder("time-conditioned norms are not supported")
         layers.append(LayerView(layer.forward, block, fused_forwards(layer)))
-    table = getattr(layers[0].rotary, "cos_sin_cache", None)
-    return DecoderView(
-        embed=model.embed_input_ids,
-        layers=layers,
-        hidden_size=int(decoder.config.hidden_size),
-        max_position=None if table is None else int(table.shape[0]),
-    )
+    return DecoderView(model.embed_input_ids, layers)
