@@ -23,6 +23,13 @@ AlphaOption = Annotated[
     float | None,
     typer.Option(help="Keep tokens whose normalised saliency reaches this, in [0, 1]."),
 ]
+QueryVisibleOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--query-visible/--query-blind",
+        help="Whether the choice may look at the end of the prompt.",
+    ),
+]
 
 
 class CliError(Exception):

@@ -15,6 +15,7 @@ from qm_vllm.cli.common import (
     AlphaOption,
     CliError,
     MaxKeptOption,
+    QueryVisibleOption,
     RatioOption,
     configuration,
     errors,
@@ -39,13 +40,7 @@ def generate(
     min_tokens: Annotated[
         int | None, typer.Option(help="Prompts shorter than this pass untouched.")
     ] = None,
-    query_visible: Annotated[
-        bool | None,
-        typer.Option(
-            "--query-visible/--query-blind",
-            help="Whether the choice may look at the end of the prompt.",
-        ),
-    ] = None,
+    query_visible: QueryVisibleOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     max_model_len: Annotated[

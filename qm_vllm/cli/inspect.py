@@ -13,6 +13,7 @@ from qm_vllm.cli.common import (
     AlphaOption,
     CliError,
     MaxKeptOption,
+    QueryVisibleOption,
     RatioOption,
     budget,
     configuration,
@@ -38,13 +39,7 @@ def inspect(
     saliency: Annotated[
         str | None, typer.Option(help="auto, fused, entropy, window, dilated, norm or ned.")
     ] = None,
-    query_visible: Annotated[
-        bool | None,
-        typer.Option(
-            "--query-visible/--query-blind",
-            help="Whether the choice may look at the end of the prompt.",
-        ),
-    ] = None,
+    query_visible: QueryVisibleOption = None,
     chat: Annotated[
         bool, typer.Option("--chat/--raw", help="Wrap the text in the model's chat template.")
     ] = True,

@@ -17,6 +17,7 @@ from qm_vllm.cli.common import (
     AlphaOption,
     CliError,
     MaxKeptOption,
+    QueryVisibleOption,
     RatioOption,
     configuration,
     sentences,
@@ -40,13 +41,7 @@ def serve(
     protect_last: Annotated[
         int | None, typer.Option(help="Tokens at the end of a prompt that always stay.")
     ] = None,
-    query_visible: Annotated[
-        bool | None,
-        typer.Option(
-            "--query-visible/--query-blind",
-            help="Whether the choice may look at the end of the prompt.",
-        ),
-    ] = None,
+    query_visible: QueryVisibleOption = None,
     delivery: Annotated[str | None, typer.Option(help="inject or prefill.")] = None,
     encoder_layers: Annotated[
         int | None, typer.Option(help="Layers that run over the whole prompt.")
