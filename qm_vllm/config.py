@@ -171,7 +171,8 @@ class QuickMergeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_dict` reads it back."""
-        return dict(json.loads(json.dumps(dataclasses.asdict(self))).items())
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuickMergeConfig:

@@ -74,15 +74,27 @@ class Evidence:
                 )
         result = cls(count, attention=[weights.float() for weights in attention])
         for layer in layer_states:
-            if "incoming" in needs:
-                outgoing, incoming = attention_entropy(layer, logit_scale, incoming=True)
-                result.entropies.append(outgoing)
-                result.incoming.append(incoming)
-            elif "entropy" in needs:
-                result.entropies.append(attention_entropy(layer, logit_scale))
+            result.observe_layer(layer, logit_scale, needs)
         if "norm" in needs:
             result.norms = row_norms(states)
         return result
+
+    def observe_layer(
+        self, states: Tensor, logit_scale: float, needs: Collection[str]
+    ) -> None:
+        """Append the entropies of one score layer, as far as they are needed.
+
+        Args:
+            states: [N, D], the states that enter the layer.
+            logit_scale: scale of the cosine logits of eq. 1.
+            needs: kinds of evidence; "entropy" and "incoming" concern this method.
+        """
+        if "incoming" in needs:
+            outgoing, incoming = attention_entropy(states, logit_scale, incoming=True)
+            self.entropies.append(outgoing)
+            self.incoming.append(incoming)
+        elif "entropy" in needs:
+            self.entropies.append(attention_entropy(states, logit_scale))
 
     def require(self, kind: str, saliency: str) -> None:
         """Raise ValueError, saying how to supply it, where a kind of evidence is missing."""

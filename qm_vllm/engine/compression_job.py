@@ -14,7 +14,6 @@ from qm_vllm.compress import (
     Compressed,
     Evidence,
     absolute_saliency,
-    attention_entropy,
     choose_budget,
     finish,
     needs,
@@ -85,16 +84,11 @@ class CompressionJob:
     ) -> Iterator[int]:
         spec, runner, clock = self.spec, self.runner, self._clock
         wanted, rows = needs(spec.config), len(spec.token_ids)
-        entropy = "entropy" in wanted or spec.config.alpha is not None
-        incoming = "incoming" in wanted
         if spec.encoder_layers == 0:
-            self._score_layer(stream.states, evidence, incoming)
-            yield rows
+            yield from self._score(stream, evidence, wanted)
         for layer in range(spec.encoder_layers):
-            if (entropy or incoming) and layer in range(*spec.score_layers):
-                with clock.phase("saliency"):
-                    self._score_layer(stream.states, evidence, incoming)
-                yield rows
+            if layer in range(*spec.score_layers):
+                yield from self._score(stream, evidence, wanted)
             window = "attention" in wanted and layer >= spec.encoder_layers - WINDOW_LAYERS
             record = runner.record_for(
                 layer, rows, plain_keys=self.inject, rotated_keys=window, values=self.inject,
@@ -107,14 +101,13 @@ class CompressionJob:
                 record.rotated_keys = record.queries = None
             records.append(record)
 
-    def _score_layer(self, states: torch.Tensor, evidence: Evidence, incoming: bool) -> None:
-        scale = self.spec.config.logit_scale
-        if incoming:
-            outgoing, received = attention_entropy(states, scale, incoming=True)
-            evidence.incoming.append(received)
-        else:
-            outgoing = attention_entropy(states, scale)
-        evidence.entropies.append(outgoing)
+    def _score(
+        self, stream: Stream, evidence: Evidence, wanted: frozenset[str]
+    ) -> Iterator[int]:
+        if wanted & {"entropy", "incoming"}:
+            with self._clock.phase("saliency"):
+                evidence.observe_layer(stream.states, self.spec.config.logit_scale, wanted)
+            yield len(self.spec.token_ids)
 
     def _choose(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
         spec = self.spec

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from qm_vllm.compress import needs
 from qm_vllm.config import ConfigError, QuickMergeConfig, parse_request_args
 from qm_vllm.engine.facts import EngineFacts
 
@@ -60,20 +61,31 @@ def plan_request(request: Request, base: QuickMergeConfig, facts: EngineFacts) -
     return _layer_plan(config, facts.num_layers)
 
 
+def encoder_depth(config: QuickMergeConfig, num_layers: int) -> int:
+    """E: as configured, else two thirds of the model's layers."""
+    return config.encoder_layers or max(1, round(num_layers * 2 / 3))
+
+
+def embedding_config(config: QuickMergeConfig) -> QuickMergeConfig | None:
+    """The configuration for scoring token embeddings alone; None if its score needs attention."""
+    if config.saliency == "auto":
+        config = replace(config, saliency="entropy")
+    return None if "attention" in needs(config) else config
+
+
 def _embedding_plan(config: QuickMergeConfig) -> RequestPlan:
     """Without an adapter only the token embeddings can be scored."""
-    if config.saliency in ("window", "dilated", "fused"):
+    blind = embedding_config(config)
+    if blind is None:
         raise Untouched(
             f"saliency={config.saliency!r} needs attention, and this model has no adapter; "
             "use 'auto', 'entropy', 'norm' or 'ned'"
         )
-    if config.saliency == "auto":
-        config = replace(config, saliency="entropy")
-    return RequestPlan(config, 0, (0, 0))
+    return RequestPlan(blind, 0, (0, 0))
 
 
 def _layer_plan(config: QuickMergeConfig, num_layers: int) -> RequestPlan:
-    depth = config.encoder_layers or max(1, round(num_layers * 2 / 3))
+    depth = encoder_depth(config, num_layers)
     if depth > num_layers:
         raise Untouched(
             f"invalid option: encoder_layers={depth} is more than the model's {num_layers} layers"

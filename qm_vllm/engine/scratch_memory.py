@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qm_vllm.config import QuickMergeConfig
+from qm_vllm.engine.params import encoder_depth
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ def scratch_bytes(config: QuickMergeConfig, shape: DecoderShape, num_tokens: int
     all layers. An upper estimate: attention workspace of one layer is included as one more
     layer of keys and values.
     """
-    depth = config.encoder_layers or max(1, round(shape.num_layers * 2 / 3))
+    depth = encoder_depth(config, shape.num_layers)
     pair = 2 * shape.num_kv_heads * shape.head_size * shape.bytes_per_value
     states = num_tokens * shape.hidden_size * (3 * shape.bytes_per_value + 4)
     encoder = num_tokens * (depth + 1) * pair

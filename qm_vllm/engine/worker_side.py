@@ -14,6 +14,7 @@ from qm_vllm.engine.adapters.decoder import DecoderView
 from qm_vllm.engine.compression_job import CompressionJob
 from qm_vllm.engine.dense_runner import DenseRunner, self_check
 from qm_vllm.engine.kv_inject import slot_mapping, write_kv
+from qm_vllm.engine.params import embedding_config
 from qm_vllm.engine.protocol import (
     JobResult,
     JobSpec,
@@ -95,12 +96,10 @@ class WorkerSide:
         """The same job on token embeddings alone, where the layers cannot be run densely."""
         if spec.encoder_layers == 0:
             return spec
-        config = spec.config
-        blind = config.saliency in ("auto", "entropy", "norm", "ned")
-        if config.delivery != "prefill" or not blind:
+        config = embedding_config(spec.config)
+        if config is None or config.delivery != "prefill":
             return None
-        saliency = "entropy" if config.saliency == "auto" else config.saliency
-        return replace(spec, encoder_layers=0, config=replace(config, saliency=saliency))
+        return replace(spec, encoder_layers=0, config=config)
 
     def collect(self) -> QuickMergeWorkerMetadata | None:
         """Results since the last call, or None."""
