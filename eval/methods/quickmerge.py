@@ -1,0 +1,128 @@
+"""QuickMerge as the plug-in does it: score, choose, merge, and run the upper layers over K."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qm_vllm.compress import Evidence, finish, needs, protected_mask, row_norms, select
+from qm_vllm.compress import score_tokens as score_evidence
+from qm_vllm.config import QuickMergeConfig
+from qm_vllm.eval.methods.base import Method, Request, run_again
+from qm_vllm.eval.reference.reader import CompressedContext
+
+WINDOW_QUERIES = 32
+WINDOW_LAYERS = 2
+FEWEST_FOR_SPECIAL = 40
+"""Below this many kept tokens the template's special tokens are not protected."""
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "quickmerge": (
+        "three-way score (entropy, dilated and plain window attention); blind: entropy", {}
+    ),
+    "quickmerge-entropy": ("attention entropy alone, the paper's score", {"saliency": "entropy"}),
+    "quickmerge-dilated": ("forward-dilated window attention", {"saliency": "dilated"}),
+    "quickmerge-window": ("plain window attention", {"saliency": "window"}),
+    "quickmerge-norm": ("norms of the states, the paper's norm masking", {"saliency": "norm"}),
+    "quickmerge-ned": ("normalised entropy drop, the paper's appendix A", {"saliency": "ned"}),
+    "quickmerge-select": ("kept tokens alone, nothing merged in", {"merge": "select"}),
+    "quickmerge-mean": ("plain means of the groups", {"merge": "mean"}),
+    "quickmerge-knn": ("dropped tokens join the nearest by cosine", {"grouping": "knn"}),
+    "quickmerge-chain": ("neighbours joined by agglomeration", {"grouping": "chain"}),
+    "quickmerge-prefill": ("the kept tokens prefilled again", {"delivery": "prefill"}),
+}
+"""What each variant is, and the request options that make it."""
+
+
+def options(name: str, k: int, *, visible: bool) -> dict[str, Any]:
+    """Request options of a variant for a budget of k tokens, as the plug-in takes them.
+
+    The protected tail is half of the budget where that is less than the default of 64 tokens,
+    so that every method has the same K.
+    """
+    base = QuickMergeConfig()
+    tail = max(1, min(base.protect_last, k // 2)) if visible else 1
+    chosen: dict[str, Any] = {
+        "max_kept": k,
+        "protect_first": min(base.protect_first, max(0, k - tail - 1)),
+        "protect_last": tail,
+        "protect_special": k >= FEWEST_FOR_SPECIAL,
+        "query_visible": visible,
+        "min_tokens": 2,
+    }
+    return chosen | VARIANTS[name][1]
+
+
+def layers_of(num_layers: int, config: QuickMergeConfig) -> tuple[int, tuple[int, int]]:
+    """E and the score layers, by the plug-in's rule."""
+    depth = config.encoder_layers or max(1, round(num_layers * 2 / 3))
+    first = num_layers // 6
+    return depth, config.score_layers or (first, max(first + 1, num_layers // 3))
+
+
+def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
+    """What the score of ``config`` needs, from the lower layers; once for all ratios."""
+    prefill, wanted = request.prefill, needs(config)
+    if wanted in request.shared:
+        found: Evidence = request.shared[wanted]
+        return found
+    depth, (first, last) = layers_of(request.decoder.num_layers, config)
+    evidence = Evidence(num_tokens=request.tokens)
+    if wanted & {"entropy", "incoming"}:
+        for layer in range(first, last):
+            evidence.observe_layer(prefill.states[layer], config.logit_scale, wanted)
+    if "attention" in wanted:
+        for layer in range(depth - WINDOW_LAYERS, depth):
+            evidence.attention.append(prefill.attention(layer, WINDOW_QUERIES))
+    evidence.norms = row_norms(prefill.states[depth]).cpu()
+    request.shared[wanted] = evidence
+    return evidence
+
+
+def compress(name: str, request: Request) -> CompressedContext:
+    """Compress by one variant."""
+    config = QuickMergeConfig().override(options(name, request.k, visible=request.visible))
+    depth, _ = layers_of(request.decoder.num_layers, config)
+    states = request.prefill.states[depth]
+    if request.k >= request.tokens:
+        return deliver(request, states, torch.arange(request.tokens), config)
+    evidence = evidence_of(request, config)
+    protected = protected_mask(config, None, request.tokens, frozenset())
+    if config.protect_special:
+        protected[list(request.special)] = True
+    scores = score_evidence(evidence, config, request.k).cpu()
+    kept = select(scores, request.k, protected)
+    merged = finish(states, evidence, scores, kept, config)
+    return deliver(request, merged.states, kept, config)
+
+
+def deliver(
+    request: Request, states: Tensor, kept: Tensor, config: QuickMergeConfig
+) -> CompressedContext:
+    """KV at compact positions: the anchors' own below E, the merged states' from E up."""
+    if config.delivery == "prefill":
+        return run_again(request, kept)
+    decoder, prefill = request.decoder, request.prefill
+    depth, _ = layers_of(decoder.num_layers, config)
+    stored = kept[: len(kept) - request.held]
+    compact = torch.arange(len(stored))
+    keys = [prefill.keys_at(layer, stored, compact) for layer in range(depth)]
+    values = [prefill.values_at(layer, stored) for layer in range(depth)]
+    _, upper, _ = decoder.run(states[: len(stored)], depth, decoder.num_layers)
+    for plain, value in upper:
+        keys.append(decoder.place(plain, compact))
+        values.append(value)
+    return CompressedContext(keys, values, len(stored), stored.tolist())
+
+
+def method(name: str) -> Method:
+    """The variant as a method of the bench."""
+    config = QuickMergeConfig()
+    text = (
+        f"{VARIANTS[name][0]}; in the model at two thirds of its depth, logit scale "
+        f"{config.logit_scale:g}, dilation {config.dilation}, epsilon {config.epsilon:g}, "
+        f"protected: first {config.protect_first}, last min({config.protect_last}, K/2), special"
+    )
+    return Method(name, text, lambda request: compress(name, request))

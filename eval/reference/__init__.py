@@ -1,0 +1,1 @@
+"""A second engine on transformers modules: what every method is measured with, outside vLLM."""

@@ -1,0 +1,53 @@
+"""One question about one context, as every task makes it and every method gets it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+METRICS = ("all", "any", "rouge_l", "none")
+"""How a prediction is scored: share of the answers it holds (RULER's string_match_all), 1 if it
+holds any of them, ROUGE-L F1 against the target, or not at all (continuation)."""
+
+SPLITS = ("tune", "report")
+"""Seeds for choosing an algorithm, and seeds that no choice has seen."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A context, what is asked about it, and what is right.
+
+    The prompt is ``context`` + ``question`` in one user turn of the chat template, with
+    ``answer_prefix`` as the first words of the reply (``chat=True``), or the plain text
+    ``context`` + ``question`` (``chat=False``, ``answer_prefix`` empty). ``target`` follows.
+
+    Attributes:
+        sample_id: unique and stable: task, length, split and index.
+        task: name in the registry. family: the group that results are reported by.
+        context: what may be compressed.
+        question: what stands behind it; may be empty.
+        answers: strings that a right prediction holds.
+        target: the text whose NLL is measured.
+        query_visible: whether the compressor may see the question.
+        metric: one of :data:`METRICS`.
+        max_new_tokens: length of the prediction, in tokens; 0 where metric is "none".
+        haystack: where the filler comes from.
+        length: tokens of the whole prompt that were asked for.
+        split: one of :data:`SPLITS`. index: number of the sample within it.
+    """
+
+    sample_id: str
+    task: str
+    family: str
+    context: str
+    question: str
+    answers: tuple[str, ...]
+    target: str
+    query_visible: bool
+    metric: str
+    max_new_tokens: int
+    haystack: str
+    length: int
+    split: str
+    index: int
+    answer_prefix: str = ""
+    chat: bool = True

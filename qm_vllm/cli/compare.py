@@ -1,0 +1,99 @@
+"""``qm-vllm compare``: what KV-memory methods cost and keep, on the same samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qm_vllm.cli import embedded
+from qm_vllm.cli.common import CliError, sentences
+
+EXTRA = "pip install 'qm-vllm[eval]'"
+DEFAULT_METHODS = (
+    "quickmerge,quickmerge-entropy,quickmerge-prefill,truncation,random,even,mean-pool,"
+    "gemfilter-like,specprefill-like,fp8"
+)
+RATIOS = "0.5,0.4167,0.25,0.125,0.0625"
+
+
+def compare(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results; a stopped run "
+                                      "continues there.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or name; the embedded SmolLM2 if left out.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Names by comma, families too, or all.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Names by comma, or all; none and plain always run.")
+    ] = DEFAULT_METHODS,
+    ratios: Annotated[str, typer.Option(help="Shares of the prompt to keep, by comma.")] = RATIOS,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each task.")] = 16,
+    length: Annotated[str, typer.Option(help="Tokens of a prompt, by comma.")] = "768,2048",
+    query: Annotated[
+        str, typer.Option(help="Whether methods see the question: visible, blind or both.")
+    ] = "visible",
+    split: Annotated[
+        str, typer.Option(help="Seeds and texts: tune (to choose with) or report.")
+    ] = "report",
+    haystacks: Annotated[
+        str | None, typer.Option(help="Texts to hide things in, by comma; all if left out.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="reference (all methods) or vllm (the plug-in).")
+    ] = "reference",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    block_size: Annotated[
+        int | None,
+        typer.Option(help="Round K to whole KV blocks plus one; 32 with vllm, else 1 (exact)."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    first_sample: Annotated[int, typer.Option(min=0, help="Index of the first sample.")] = 0,
+) -> None:
+    """Measure KV memory against quality, for several methods on the same samples."""
+    with sentences():
+        try:
+            from qm_vllm.eval.study.session import StudyArguments, run_study
+        except ImportError as error:
+            raise CliError(f"{error.name} is missing; install it with {EXTRA}") from error
+        arguments = StudyArguments(
+            out=out,
+            model=str(model or embedded.ensure_model()),
+            model_name=model or embedded.NAME,
+            tasks=_names(tasks, "--tasks"),
+            methods=_names(methods, "--methods"),
+            ratios=_numbers(ratios, "--ratios"),
+            samples=samples,
+            lengths=tuple(int(value) for value in _numbers(length, "--length", top=1 << 20)),
+            query=query,
+            split=split,
+            haystacks=_names(haystacks, "--haystacks") if haystacks else None,
+            engine=engine,
+            dtype=dtype,
+            block_size=block_size or (32 if engine == "vllm" else 1),
+            threads=threads,
+            first_sample=first_sample,
+        )
+        for path in run_study(arguments):
+            typer.echo(path)
+
+
+def _names(text: str, option: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise CliError(f"{option} is empty; give names separated by commas")
+    return names
+
+
+def _numbers(text: str, option: str, top: float = 1.0) -> tuple[Any, ...]:
+    numbers = []
+    for part in _names(text, option):
+        try:
+            value = float(part)
+        except ValueError:
+            raise CliError(f"{option} has {part!r}, which is not a number") from None
+        if not 0 < value <= top:
+            raise CliError(f"{option} has {part}; allowed: greater than 0, at most {top:g}")
+        numbers.append(value)
+    return tuple(numbers)

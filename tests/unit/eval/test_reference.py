@@ -1,0 +1,124 @@
+"""The harness's decoder, prefill and reader against transformers' own forward."""
+
+import pytest
+import torch
+
+from qm_vllm.eval.reference.decoder import Decoder, UnsupportedModel
+from qm_vllm.eval.reference.prefill import Prefill
+from qm_vllm.eval.reference.reader import CompressedContext, Reader
+from tests.engines import TINY_FAMILIES, random_prompt
+from tests.unit.eval.models import tiny
+
+pytestmark = pytest.mark.parametrize("family", TINY_FAMILIES)
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients():
+    with torch.inference_mode():
+        yield
+
+
+def whole(prefill: Prefill, count: int) -> CompressedContext:
+    """KV of the first tokens, nothing dropped."""
+    kept = torch.arange(count)
+    layers = range(prefill.decoder.num_layers)
+    return CompressedContext(
+        [prefill.keys_at(layer, kept, kept) for layer in layers],
+        [prefill.values_at(layer, kept) for layer in layers],
+        count,
+    )
+
+
+def test_prefill_gives_transformers_logits_and_states(family):
+    model, ids = tiny(family), random_prompt(90, 1)
+    prefill = Prefill.run(Decoder(model), ids)
+    truth = model(torch.tensor([ids]), output_hidden_states=True)
+    torch.testing.assert_close(
+        prefill.decoder.logits(prefill.states[-1]), truth.logits[0], atol=2e-4, rtol=1e-4
+    )
+    for ours, theirs in zip(prefill.states[:-1], truth.hidden_states[:-1], strict=True):
+        torch.testing.assert_close(ours, theirs[0], atol=1e-4, rtol=1e-4)
+
+
+def test_window_attention_is_what_transformers_computes(family):
+    from transformers import AutoModelForCausalLM
+
+    model, ids = tiny(family), random_prompt(70, 2)
+    eager = AutoModelForCausalLM.from_pretrained(
+        model.config._name_or_path, dtype=torch.float32, attn_implementation="eager"
+    )
+    truth = eager(torch.tensor([ids]), output_attentions=True).attentions
+    prefill = Prefill.run(Decoder(model), ids)
+    for layer in (0, 3):
+        torch.testing.assert_close(
+            prefill.head_attention(layer, 9), truth[layer][0, :, -9:], atol=1e-5, rtol=1e-4
+        )
+
+
+def test_reader_scores_and_continues_as_transformers_does(family):
+    model, ids = tiny(family), random_prompt(100, 3)
+    decoder = Decoder(model)
+    prefill = Prefill.run(decoder, ids)
+    target = random_prompt(7, 4)
+    full = torch.tensor([[*ids, *target]])
+    losses = -model(full).logits[0, 99:-1].log_softmax(-1)
+    truth = losses.gather(-1, torch.tensor(target)[:, None]).mean()
+    said = model.generate(
+        torch.tensor([ids]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+    )[0, 100:].tolist()
+    # The same prompt in a batch of contexts of three sizes, so that padding is exercised.
+    contexts = [whole(prefill, 95), whole(prefill, 40), whole(prefill, 95), whole(prefill, 94)]
+    readings = Reader(decoder).read(contexts, [ids[95:]] * 4, target, 12)
+    for reading in (readings[0], readings[2]):
+        assert reading.nll == pytest.approx(float(truth), abs=1e-4)
+        assert reading.prediction_ids == said
+        assert not reading.exact
+    assert readings[1].nll != pytest.approx(float(truth), abs=1e-3)
+    alone = Reader(decoder).read(contexts[1:2], [ids[95:]], target, 12)[0]
+    assert readings[1].nll == pytest.approx(alone.nll, abs=1e-4)
+    assert readings[1].prediction_ids == alone.prediction_ids
+    # A target that greedy decoding gives is recognised without decoding.
+    told = Reader(decoder).read(contexts[:1], [ids[95:]], said[:5], 12)[0]
+    assert told.exact
+    assert told.prediction_ids == said[:5]
+
+
+def test_generation_ends_at_an_end_token(family):
+    model, ids = tiny(family), random_prompt(60, 5)
+    decoder = Decoder(model)
+    context = whole(Prefill.run(decoder, ids), 59)
+    free = Reader(decoder).read([context], [ids[59:]], [511], 10)[0].prediction_ids
+    stop = free[4]
+    cut = Reader(decoder).read([context], [ids[59:]], [511], 10, {stop})[0].prediction_ids
+    assert cut == free[: free.index(stop)]
+
+
+def test_layers_may_hold_different_numbers_of_entries(family):
+    decoder = Decoder(tiny(family))
+    ids = random_prompt(50, 6)
+    one, two = (whole(Prefill.run(decoder, ids), 49) for _ in range(2))
+    for layer in range(decoder.num_layers):
+        two.keys[layer] = two.keys[layer][:, : 20 + 3 * layer]
+        two.values[layer] = two.values[layer][:, : 20 + 3 * layer]
+    both = Reader(decoder).read([one, two], [ids[49:]] * 2, [5, 6, 7])
+    for context, reading in zip((one, two), both, strict=True):
+        alone = Reader(decoder).read([context], [ids[49:]], [5, 6, 7])[0]
+        assert reading.nll == pytest.approx(alone.nll, abs=1e-4)
+    assert two.entries == 20 + 3 * (decoder.num_layers - 1) / 2
+
+
+def test_bad_batches_are_refused(family):
+    decoder = Decoder(tiny(family))
+    ids = random_prompt(20, 7)
+    context = whole(Prefill.run(decoder, ids), 19)
+    with pytest.raises(ValueError, match="feed must hold"):
+        Reader(decoder).read([context], [[]], [1])
+    with pytest.raises(ValueError, match="feed must hold"):
+        Reader(decoder).read([context, context], [[1], [1, 2]], [1])
+    with pytest.raises(ValueError, match="at least one token"):
+        Reader(decoder).read([context], [[1]], [])
+
+
+def test_other_architectures_are_refused_with_their_name(family):
+    with pytest.raises(UnsupportedModel, match="OPTForCausalLM is not supported"):
+        Decoder(tiny("opt"))
