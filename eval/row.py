@@ -17,7 +17,7 @@ class Row:
             layers; kept_ratio is kept_tokens / N.
         nll: mean negative log-likelihood of the target's tokens, nats per token.
         exact: 1.0 if greedy decoding starts with the target's tokens, else 0.0.
-        match: score of the prediction by the sample's metric, in [0, 1]; NaN for "none".
+        match: score by the sample's metric, in [0, 1]; NaN for "none".
         kv_bytes: bytes of KV for the kept positions, all layers.
         seconds: what compression and delivery took for this row, without the shared prefill.
     """

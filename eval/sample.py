@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-METRICS = ("all", "any", "rouge_l", "none")
+METRICS = ("all", "any", "rouge_l", "tokens", "none")
 """How a prediction is scored: share of the answers it holds (RULER's string_match_all), 1 if it
-holds any of them, ROUGE-L F1 against the target, or not at all (continuation)."""
+holds any of them, ROUGE-L F1 against the target, share of the target's tokens that are the
+model's first choice after the right ones before them (needs no decoding), or not at all."""
 
 SPLITS = ("tune", "report")
 """Seeds for choosing an algorithm, and seeds that no choice has seen."""
@@ -29,7 +30,7 @@ class Sample:
         target: the text whose NLL is measured.
         query_visible: whether the compressor may see the question.
         metric: one of :data:`METRICS`.
-        max_new_tokens: length of the prediction, in tokens; 0 where metric is "none".
+        max_new_tokens: length of the prediction, in tokens; 0 where the metric needs none.
         haystack: where the filler comes from.
         length: tokens of the whole prompt that were asked for.
         split: one of :data:`SPLITS`. index: number of the sample within it.

@@ -48,14 +48,15 @@ def make_row(
     kept_tokens: float = math.nan,
     bytes_per_token: float = math.nan,
     nll: float = math.nan,
+    accuracy: float = math.nan,
     exact: bool | None = None,
     prediction: str = "",
     seconds: float = math.nan,
     status: str = OK,
 ) -> Row:
-    """A row of the predictions table."""
-    match = math.nan
-    if status == OK:
+    """A row of the predictions table; ``accuracy`` is the score of the metric "tokens"."""
+    match = accuracy if sample.metric == "tokens" else math.nan
+    if status == OK and sample.metric != "tokens":
         match = match_score(sample.metric, prediction, sample.answers, sample.target)
     return Row(
         sample_id=sample.sample_id,

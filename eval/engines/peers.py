@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from qm_vllm.eval.engines.base import Cell, make_row
 from qm_vllm.eval.methods import kvpress, llmlingua
-from qm_vllm.eval.peers.client import PeerClient, PeerFailed
+from qm_vllm.eval.peers.client import (
+    PeerClient,
+    PeerFailed,
+    kvpress_client,
+    llmlingua_client,
+)
 from qm_vllm.eval.peers.environment import PeerMissing
 from qm_vllm.eval.row import Row
 from qm_vllm.eval.sample import Sample
@@ -17,7 +22,10 @@ class Peers:
     """Starts a worker when it is first needed; remembers those that cannot be started."""
 
     def __init__(self, model: str, dtype: str, threads: int) -> None:
-        self.arguments = ["--model", model, "--dtype", dtype, "--threads", str(threads)]
+        self.starters: dict[str, Callable[[], PeerClient]] = {
+            kvpress.WORKER: lambda: kvpress_client(model, dtype, threads),
+            llmlingua.WORKER: lambda: llmlingua_client(model, threads),
+        }
         self.clients: dict[str, PeerClient] = {}
         self.settings: dict[str, str] = {}
         self.missing: dict[str, PeerMissing] = {}
@@ -33,7 +41,7 @@ class Peers:
             raise self.missing[worker]
         if worker not in self.clients:
             try:
-                self.clients[worker] = PeerClient(worker, self.arguments)
+                self.clients[worker] = self.starters[worker]()
             except PeerMissing as error:
                 self.missing[worker] = error
                 raise
@@ -60,6 +68,8 @@ class Peers:
         }
         try:
             answer = self.ask(kvpress.WORKER, request)
+            if answer.get("error"):
+                raise PeerFailed(answer["error"])
         except (PeerMissing, PeerFailed) as error:
             return [
                 make_row(sample, cell, prompt_tokens=len(prompt.ids), status=str(error))
@@ -79,7 +89,8 @@ class Peers:
             rows.append(make_row(
                 sample, cell, prompt_tokens=len(prompt.ids),
                 kept_tokens=row["kept_tokens"] + len(prompt.feed),
-                bytes_per_token=bytes_per_token, nll=row["nll"], exact=row["exact"],
+                bytes_per_token=bytes_per_token, nll=row["nll"], accuracy=row["accuracy"],
+                exact=row["exact"],
                 prediction=text, seconds=row["seconds"],
             ))
         return rows

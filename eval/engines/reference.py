@@ -102,12 +102,7 @@ class ReferenceEngine:
     def evaluate(self, sample: Sample, cells: Sequence[Cell]) -> Iterator[list[Row]]:
         """See :class:`qm_vllm.eval.engines.base.Engine`."""
         prompt = self._prompt(sample)
-        own = [cell for cell in cells if cell[0].peer is None]
-        by_ratio: dict[float, list[Cell]] = {}
-        for cell in own:
-            by_ratio.setdefault(cell[1], []).append(cell)
-        for group in by_ratio.values():
-            yield self._evaluate_group(prompt, group)
+        yield self._evaluate_own(prompt, [cell for cell in cells if cell[0].peer is None])
         yield from self._evaluate_peers(prompt, [cell for cell in cells if cell[0].peer])
 
     def _prompt(self, sample: Sample) -> Prompt:
@@ -132,7 +127,7 @@ class ReferenceEngine:
         """Positions to keep of those that may be seen."""
         return budget(prompt.seen, ratio, self.block_size)
 
-    def _evaluate_group(self, prompt: Prompt, cells: Sequence[Cell]) -> list[Row]:
+    def _evaluate_own(self, prompt: Prompt, cells: Sequence[Cell]) -> list[Row]:
         ready: list[Ready] = []
         rows: list[Row] = []
         for cell in cells:
@@ -177,6 +172,7 @@ class ReferenceEngine:
                     kept_tokens=item.context.entries + len(item.feed),
                     bytes_per_token=per_token,
                     nll=reading.nll,
+                    accuracy=reading.accuracy,
                     exact=reading.exact,
                     prediction=self._text(prompt, reading.prediction_ids, reading.exact),
                     seconds=item.seconds,

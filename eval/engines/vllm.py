@@ -103,6 +103,7 @@ class VllmEngine:
             kept_tokens=report.get("kept_tokens", len(ids)) if options else len(ids),
             bytes_per_token=self.bytes_per_token,
             nll=sum(losses) / len(losses),
+            accuracy=sum(said[i][token].rank == 1 for i, token in enumerate(target)) / len(target),
             exact=told[: len(target)] == target,
             prediction=self._text(sample, told, target),
             seconds=seconds,

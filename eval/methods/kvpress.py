@@ -5,7 +5,7 @@ from __future__ import annotations
 from qm_vllm.eval.methods.base import Method
 
 WORKER = "kvpress"
-PRESSES = ("snapkv", "knorm", "expected_attention", "pyramidkv", "keydiff")
+PRESSES = ("snapkv", "knorm", "expected_attention", "pyramidkv", "merging_snapkv", "keydiff")
 
 
 def method(press: str) -> Method:

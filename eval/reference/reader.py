@@ -15,6 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from qm_vllm.eval.reference.decoder import Decoder, rotate
 
+BIN = 1.15
+"""Contexts share a bin while the largest is at most this many times the smallest."""
+
 
 @dataclass(eq=False)
 class CompressedContext:
@@ -45,55 +48,107 @@ class Reading:
 
     Attributes:
         nll: mean negative log-likelihood of the target, nats per token.
+        accuracy: share of the target's tokens that are the first choice after the right ones.
         exact: whether greedy decoding starts with the target.
         prediction_ids: the greedy continuation, without the end token. Where ``exact`` it is
             the target itself: greedy decoding would give the same tokens first.
     """
 
     nll: float
+    accuracy: float
     exact: bool
     prediction_ids: list[int]
 
 
-class _Memory:
-    """KV buffers of a batch, left-padded, with room for the tokens to come."""
+class _Bin:
+    """KV buffers of contexts of like size, left-padded, with room for the tokens to come."""
 
-    def __init__(self, decoder: Decoder, contexts: Sequence[CompressedContext], room: int) -> None:
-        self.decoder, rows = decoder, len(contexts)
+    def __init__(
+        self, decoder: Decoder, contexts: Sequence[CompressedContext], room: int
+    ) -> None:
+        self.decoder, self.rows = decoder, len(contexts)
         self.widths: list[int] = []
         self.buffers: list[tuple[Tensor, Tensor]] = []
         self.padding: list[Tensor] = []
-        self.used = 0
         for layer in range(decoder.num_layers):
             sizes = [context.keys[layer].shape[1] for context in contexts]
             width = max(sizes)
-            shape = (rows, decoder.num_kv_heads, width + room, decoder.head_dim)
-            pair = tuple(
-                torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in "kv"
-            )
+            shape = (self.rows, decoder.num_kv_heads, width + room, decoder.head_dim)
+            keys = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+            values = torch.zeros_like(keys)
             for row, context in enumerate(contexts):
-                pair[0][row, :, width - sizes[row] : width] = context.keys[layer]
-                pair[1][row, :, width - sizes[row] : width] = context.values[layer]
+                keys[row, :, width - sizes[row] : width] = context.keys[layer]
+                values[row, :, width - sizes[row] : width] = context.values[layer]
             self.widths.append(width)
-            self.buffers.append((pair[0], pair[1]))
+            self.buffers.append((keys, values))
             self.padding.append(torch.tensor([width - size for size in sizes]))
 
     def select(self, rows: list[int]) -> None:
-        """Keep only these rows of the batch."""
-        index = torch.tensor(rows)
-        self.buffers = [(keys[index], values[index]) for keys, values in self.buffers]
+        """Keep only these rows."""
+        if len(rows) == self.rows:
+            return
+        self.rows, index = len(rows), torch.tensor(rows, dtype=torch.long)
         self.padding = [padding[index] for padding in self.padding]
+        index = index.to(self.decoder.device)
+        self.buffers = [(keys[index], values[index]) for keys, values in self.buffers]
 
-    def mask(self, layer: int, count: int) -> Tensor:
-        """What ``count`` new tokens may see: additive [B, 1, G * count, S]."""
-        padding = self.padding[layer]
-        width, total = self.widths[layer], self.widths[layer] + self.used + count
-        place = torch.arange(total)
-        newest = width + self.used + torch.arange(count)
-        seen = (place >= padding[:, None])[:, None] & (place <= newest[:, None])[None]
-        groups = self.decoder.num_heads // self.decoder.num_kv_heads
-        mask = torch.zeros(seen.shape, dtype=self.decoder.dtype).masked_fill(~seen, float("-inf"))
-        return mask[:, None].repeat(1, 1, groups, 1).to(self.decoder.device)
+    def masks(self, used: int, count: int) -> list[Tensor]:
+        """Per layer, what new tokens may see: additive [B, 1, G * count, S]."""
+        made: dict[tuple[int, ...], Tensor] = {}
+        masks = []
+        for width, padding in zip(self.widths, self.padding, strict=True):
+            name = (width, *padding.tolist())
+            if name not in made:
+                place = torch.arange(width + used + count)
+                newest = width + used + torch.arange(count)
+                seen = (place >= padding[:, None])[:, None] & (place <= newest[:, None])[None]
+                mask = torch.zeros(seen.shape, dtype=self.decoder.dtype)
+                mask = mask.masked_fill(~seen, float("-inf"))[:, None]
+                groups = self.decoder.num_heads // self.decoder.num_kv_heads
+                made[name] = mask.repeat(1, 1, groups, 1).to(self.decoder.device)
+            masks.append(made[name])
+        return masks
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, used: int, mask: Tensor
+    ) -> Tensor:
+        """Store new keys and values [B, KVH, T, d] and attend to all: [B, H, T, d]."""
+        keys, values = self.buffers[layer]
+        start, stop = self.widths[layer] + used, self.widths[layer] + used + key.shape[2]
+        keys[:, :, start:stop] = key
+        values[:, :, start:stop] = value
+        # Heads that share KV stand behind one another as more rows of the same KV head.
+        grouped = query.reshape(self.rows, self.decoder.num_kv_heads, -1, self.decoder.head_dim)
+        attended = scaled_dot_product_attention(
+            grouped, keys[:, :, :stop], values[:, :, :stop], attn_mask=mask
+        )
+        return attended.reshape(query.shape)
+
+
+class _Memory:
+    """All contexts of a batch, in bins of like size, so that little of the padding is read."""
+
+    def __init__(
+        self, decoder: Decoder, contexts: Sequence[CompressedContext], room: int
+    ) -> None:
+        self.used = 0
+        self.bins: list[_Bin] = []
+        start = 0
+        for stop in range(1, len(contexts) + 1):
+            if stop == len(contexts) or contexts[stop].entries > BIN * contexts[start].entries:
+                self.bins.append(_Bin(decoder, contexts[start:stop], room))
+                start = stop
+
+    def select(self, rows: list[int]) -> None:
+        """Keep only these rows of the batch, in ascending order."""
+        start, left = 0, []
+        for one in self.bins:
+            inside = [row - start for row in rows if start <= row < start + one.rows]
+            start += one.rows
+            one.select(inside)
+            if inside:
+                left.append(one)
+        self.bins = left
 
 
 class Reader:
@@ -129,16 +184,22 @@ class Reader:
         if not target_ids:
             raise ValueError("target_ids must hold at least one token")
         (given,) = lengths
+        order = sorted(range(len(contexts)), key=lambda row: contexts[row].entries)
         target = [int(token) for token in target_ids]
-        memory = _Memory(self.decoder, contexts, given + max(len(target), max_new_tokens))
-        starts = torch.tensor([context.next_position for context in contexts])
-        rows = torch.tensor([[*ids, *target[:-1]] for ids in feed])
-        logits = self._feed(memory, rows, starts)[:, given - 1 :]
-        wanted = torch.tensor(target, device=logits.device).expand(len(contexts), -1)
+        memory = _Memory(
+            self.decoder,
+            [contexts[row] for row in order],
+            given + max(len(target), max_new_tokens),
+        )
+        starts = torch.tensor([contexts[row].next_position for row in order])
+        rows = torch.tensor([[*feed[row], *target[:-1]] for row in order])
+        logits = self._feed(memory, rows, starts, keep=len(target))
+        wanted = torch.tensor(target, device=logits.device).expand(len(order), -1)
         losses = -logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0].mean(-1)
-        exact = (logits.argmax(-1) == wanted).all(-1)
-        predictions = [[] if max_new_tokens == 0 else list(target) for _ in contexts]
-        open_rows = [row for row in range(len(contexts)) if not exact[row]]
+        right = logits.argmax(-1) == wanted
+        accuracy, exact = right.float().mean(-1), right.all(-1)
+        predictions = [[] if max_new_tokens == 0 else list(target) for _ in order]
+        open_rows = [row for row in range(len(order)) if not exact[row]]
         if max_new_tokens and open_rows:
             memory.used = given  # what the target wrote is overwritten
             memory.select(open_rows)
@@ -148,10 +209,13 @@ class Reader:
             )
             for row, ids in zip(open_rows, told, strict=True):
                 predictions[row] = ids
-        return [
-            Reading(float(losses[row]), bool(exact[row]), predictions[row])
-            for row in range(len(contexts))
-        ]
+        readings: dict[int, Reading] = {
+            source: Reading(
+                float(losses[row]), float(accuracy[row]), bool(exact[row]), predictions[row]
+            )
+            for row, source in enumerate(order)
+        }
+        return [readings[row] for row in range(len(contexts))]
 
     def _continue(
         self, memory: _Memory, first: Tensor, positions: Tensor, limit: int, eos: frozenset[int]
@@ -174,32 +238,30 @@ class Reader:
             logits = self._feed(memory, token[:, None], positions)
             token, positions = logits[:, -1].argmax(-1).cpu(), positions + 1
 
-    def _feed(self, memory: _Memory, rows: Tensor, starts: Tensor) -> Tensor:
-        """Run new tokens [B, T] at positions starts + 0..T-1; logits [B, T, V]."""
+    def _feed(
+        self, memory: _Memory, rows: Tensor, starts: Tensor, keep: int = 1
+    ) -> Tensor:
+        """Run new tokens [B, T] at positions starts + 0..T-1; logits of the last ``keep``."""
         decoder, count = self.decoder, rows.shape[1]
         positions = starts[:, None] + torch.arange(count)[None]
-        cos, sin = decoder.angles(positions.to(decoder.device))
+        cos, sin = decoder.angles(positions)
         states = decoder.embed(rows)
-        masks: dict[tuple[int, ...], Tensor] = {}
+        sizes = [one.rows for one in memory.bins]
+        masks = [one.masks(memory.used, count) for one in memory.bins]
         for layer in range(decoder.num_layers):
             query, key, value = decoder.project(layer, states)
-            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-            keys, values = memory.buffers[layer]
-            start = memory.widths[layer] + memory.used
-            keys[:, :, start : start + count] = key
-            values[:, :, start : start + count] = value
-            name = (memory.widths[layer], *memory.padding[layer].tolist())
-            if name not in masks:
-                masks[name] = memory.mask(layer, count)
-            # Heads that share KV stand behind one another as more rows of the same KV head.
-            grouped = query.reshape(len(rows), decoder.num_kv_heads, -1, decoder.head_dim)
-            attended = scaled_dot_product_attention(
-                grouped,
-                keys[:, :, : start + count],
-                values[:, :, : start + count],
-                attn_mask=masks[name],
+            parts = zip(
+                memory.bins,
+                rotate(query, cos, sin).split(sizes),
+                rotate(key, cos, sin).split(sizes),
+                value.split(sizes),
+                masks,
+                strict=True,
             )
-            attended = attended.reshape(query.shape)
-            states = decoder.finish_layer(layer, states, attended)
+            attended = [
+                one.attend(layer, q, k, v, memory.used, mask[layer])
+                for one, q, k, v, mask in parts
+            ]
+            states = decoder.finish_layer(layer, states, torch.cat(attended))
         memory.used += count
-        return decoder.logits(states)
+        return decoder.logits(states[:, -keep:])

@@ -1,0 +1,1 @@
+"""Other people's packages, run in environments of their own as worker processes."""

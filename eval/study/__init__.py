@@ -1,0 +1,1 @@
+"""The comparison study: what is around the measuring. Store, tables, plots, report."""
