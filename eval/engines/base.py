@@ -30,6 +30,9 @@ class Engine(Protocol):
     def facts(self) -> dict[str, Any]:
         """What run_meta.json says about the engine: dtype, versions, settings."""
 
+    def learned(self) -> dict[str, dict[str, str]]:
+        """What became known while evaluating: "methods" (settings) and "versions", by name."""
+
     def close(self) -> None:
         """End what the engine started."""
 

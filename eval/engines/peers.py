@@ -28,6 +28,7 @@ class Peers:
         }
         self.clients: dict[str, PeerClient] = {}
         self.settings: dict[str, str] = {}
+        self.versions: dict[str, str] = {}
         self.missing: dict[str, PeerMissing] = {}
 
     def ask(self, worker: str, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,7 +46,10 @@ class Peers:
             except PeerMissing as error:
                 self.missing[worker] = error
                 raise
-        return self.clients[worker].request(dict(request))
+        answer = self.clients[worker].request(dict(request))
+        if "versions" in answer:
+            self.versions[f"{worker} worker"] = answer["versions"]
+        return answer
 
     def press(
         self,
@@ -84,7 +88,7 @@ class Peers:
                     sample, cell, prompt_tokens=len(prompt.ids), status=row["error"]
                 ))
                 continue
-            self.settings[cell[0].name] = row["settings"]
+            self.settings[cell[0].name] = f"kvpress: {row['settings']}"
             text = tokenizer.decode(row["prediction_ids"], skip_special_tokens=True)
             rows.append(make_row(
                 sample, cell, prompt_tokens=len(prompt.ids),
@@ -109,7 +113,7 @@ class Peers:
         })
         if answer.get("error"):
             raise PeerFailed(answer["error"])
-        self.settings[name] = answer["settings"]
+        self.settings[name] = f"{name}: {answer['settings']}"
         return answer["text"], float(answer["seconds"])
 
     def close(self) -> None:

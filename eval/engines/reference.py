@@ -94,6 +94,10 @@ class ReferenceEngine:
             "kv_bytes_per_token": self.decoder.kv_bytes_per_token,
         }
 
+    def learned(self) -> dict[str, dict[str, str]]:
+        """See :class:`qm_vllm.eval.engines.base.Engine`."""
+        return {"methods": self.peers.settings, "versions": self.peers.versions}
+
     def close(self) -> None:
         """End the peers' workers."""
         self.peers.close()

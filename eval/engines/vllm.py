@@ -63,6 +63,10 @@ class VllmEngine:
             "kv_bytes_per_token": self.bytes_per_token, "enforce_eager": True,
         }
 
+    def learned(self) -> dict[str, dict[str, str]]:
+        """Nothing; see :class:`qm_vllm.eval.engines.base.Engine`."""
+        return {}
+
     def close(self) -> None:
         """Shut the engine down."""
         local_engine.shut_down(self.llm)

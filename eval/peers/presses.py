@@ -127,8 +127,7 @@ def _window(length: int, keep: int) -> int:
 
 def _snapkv(length: int, keep: int) -> tuple[Any, str]:
     window = _window(length, keep)
-    note = "" if window == WINDOW else f" (default {WINDOW}, cut to half of K)"
-    return SnapKVPress(window_size=window), f"window_size={window}{note}, kernel_size=5"
+    return SnapKVPress(window_size=window), f"window_size=min({WINDOW}, K/2), kernel_size=5"
 
 
 def _merging_snapkv(length: int, keep: int) -> tuple[Any, str]:
@@ -143,8 +142,8 @@ def _pyramidkv(length: int, keep: int) -> tuple[Any, str]:
     window = min(window, length - 1)
     beta = max(1, min(PYRAMID_BETA, (keep - 1) // window))
     settings = (
-        f"window_size={window} (default {WINDOW}, cut so that a pyramid fits K), "
-        f"kernel_size=5, beta={beta}"
+        f"beta={PYRAMID_BETA} and window_size from {PYRAMID_WINDOW} to {WINDOW}, both as large as "
+        "fits K, kernel_size=5"
     )
     return PyramidKVPress(window_size=window, beta=beta), settings
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +69,24 @@ def run_study(arguments: StudyArguments) -> list[Path]:
             arguments.out,
             configuration(arguments, grid, engine),
             describe_run(
-                asdict(arguments) | {"model": arguments.model_name},
+                _public(arguments),
                 methods={method.name: method.settings for method in grid.methods},
                 seeds={"split": arguments.split, "first_sample": arguments.first_sample},
             ),
         )
         with GridProgress(total_rows=grid.size()) as progress:
             run(grid, engine, store, started=progress.start, advanced=progress.advance)
-        store.finish()
+        store.finish(engine.learned())
     except (StoreError, HaystackError, ValueError) as error:
         raise CliError(str(error)) from error
     finally:
         engine.close()
     return write_report(store, arguments.out)
+
+
+def _public(arguments: StudyArguments) -> dict[str, Any]:
+    """The arguments without this machine's folders."""
+    return asdict(replace(arguments, out=Path(arguments.out.name), model=arguments.model_name))
 
 
 def plan(arguments: StudyArguments) -> Grid:

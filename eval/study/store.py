@@ -108,12 +108,23 @@ class Store:
         """What run_meta.json says: "configuration", and "runs", the newest last."""
         return self._meta
 
-    def finish(self) -> None:
-        """Merge the parts, and note the time (UTC) at which the newest run ended."""
+    def finish(self, learned: Mapping[str, Mapping[str, str]] | None = None) -> None:
+        """Merge the parts, and note the time (UTC) at which this run ended.
+
+        Args:
+            learned: what became known during the run, by part of the run's description:
+                ``{"methods": {name: settings}, "versions": {package: version}}``.
+        """
         self.compact()
-        if self._meta["runs"]:
-            self._meta["runs"][-1]["ended"] = now()
-            self._save_meta()
+        if not self._meta["runs"]:
+            return
+        mine, self._meta = self._meta["runs"][-1], self._read_meta()  # others may run beside us
+        for run in self._meta["runs"]:
+            if run == mine:
+                run["ended"] = now()
+                for part, values in (learned or {}).items():
+                    run.setdefault(part, {}).update(values)
+        self._save_meta()
 
     def add(self, rows: Sequence[Row]) -> None:
         """Write rows to a file of their own; after a crash it is there as a whole or not at all.
