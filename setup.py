@@ -11,4 +11,8 @@ packages = find_packages(include=["qm_vllm", "qm_vllm.*"])
 for name, folder in MAPPED.items():
     packages += [name, *(f"{name}.{inner}" for inner in find_packages(folder))]
 
-setup(packages=packages, package_dir=MAPPED)
+setup(
+    packages=packages,
+    package_dir=MAPPED,
+    package_data={"qm_vllm.eval.tasks": ["questions.json"]},
+)

@@ -72,6 +72,7 @@ class Method:
         peer: the worker that runs it, for packages in an environment of their own.
         budget: at which ratios it runs.
         keeps_all: whether it can keep every token, so that its retention is 1 there.
+        needs_question: whether it cannot work without the question.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Method:
     peer: str | None = None
     budget: Budget = Budget.GRID
     keeps_all: bool = True
+    needs_question: bool = False
 
 
 def keep_entries(request: Request, kept: Tensor) -> CompressedContext:

@@ -10,5 +10,7 @@ NAMES = ("llmlingua", "longllmlingua")
 
 def method(name: str) -> Method:
     """One of the two as a method of the bench. The text that they return is prefilled."""
-    return Method(name, f"{name} package, perplexity by the same model", peer=WORKER,
-                  keeps_all=False)
+    return Method(
+        name, f"{name}: perplexity by the same model", peer=WORKER,
+        needs_question=name == "longllmlingua",
+    )

@@ -163,5 +163,6 @@ def llmlingua_client(model: str | Path, threads: int = 2) -> PeerClient:
 
 def _client(peer: str, model: str | Path, options: list[str]) -> PeerClient:
     module = f"qm_vllm.eval.peers.{peer}_worker"
-    command = [peer_python(peer), "-m", module, "--model", Path(model).expanduser(), *options]
+    folder = str(Path(model).expanduser())
+    command = [str(peer_python(peer)), "-m", module, "--model", folder, *options]
     return PeerClient(command, peer)

@@ -65,6 +65,22 @@ def test_a_small_grid_gives_table_plots_page_and_predictions(study):
     assert list(study.glob("plots/*.png"))
 
 
+def test_keeping_all_costs_nothing_whether_or_not_the_question_is_seen(smollm2, tmp_path):
+    done = qm_vllm(
+        "compare", "--tasks", "needle_words,recall", "--ratios", "1", "--samples", "1",
+        "--methods", "quickmerge,random,even,mean-pool,truncation,gemfilter-like,specprefill-like",
+        "--query", "both", "--length", "400", "--haystacks", "essays", "--dtype", "float32",
+        "--out", str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = table(tmp_path)
+    assert len(rows) == 2 * 2 * 9
+    for row in rows:
+        kept = float(row["method"] != "none")
+        assert float(row["retention"]) == pytest.approx(kept, abs=1e-3), row
+        assert kept == 0 or float(row["kept_ratio"]) == 1
+
+
 def test_a_second_run_adds_what_is_missing_and_repeats_nothing(study):
     before = {(r["task"], r["method"], r["ratio"]): r["nll"] for r in table(study)}
     done = qm_vllm("compare", *SMALL, "--ratios", "0.5,0.25,0.125", "--out", str(study))

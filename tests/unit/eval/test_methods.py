@@ -3,8 +3,16 @@
 import pytest
 import torch
 
-from qm_vllm.eval.methods import METHODS, Budget, Request, UnknownMethod, choose_methods
-from qm_vllm.eval.methods import even, mean_pool, truncation
+from qm_vllm.eval.methods import (
+    METHODS,
+    Budget,
+    Request,
+    UnknownMethod,
+    choose_methods,
+    even,
+    mean_pool,
+    truncation,
+)
 from qm_vllm.eval.methods import random as random_method
 from qm_vllm.eval.reference.decoder import Decoder
 from qm_vllm.eval.reference.prefill import Prefill
@@ -48,7 +56,8 @@ def test_k_is_kept_in_every_layer_and_sources_are_in_order(prefill, name, visibl
         assert {values.shape for values in context.values} == {k.shape for k in context.keys}
         if context.kept is not None:
             assert context.kept == sorted(set(context.kept))
-            assert 0 <= context.kept[0] and context.kept[-1] < TOKENS - held
+            assert context.kept[0] >= 0
+            assert context.kept[-1] < TOKENS - held
         assert torch.isfinite(torch.stack([keys.sum() for keys in context.keys])).all()
 
 
