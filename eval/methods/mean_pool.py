@@ -7,8 +7,8 @@ from torch import Tensor
 
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.eval.methods.base import Method, Request
-from qm_vllm.eval.methods.quickmerge import layers_of
 from qm_vllm.eval.reference.reader import CompressedContext
+from qm_vllm.layers import encoder_depth
 
 SINKS = 4
 
@@ -23,7 +23,7 @@ def runs(tokens: int, k: int) -> Tensor:
 def compress(request: Request) -> CompressedContext:
     """Means of keys and values below E; the layers from E up run over the mean states."""
     decoder, prefill = request.decoder, request.prefill
-    depth, _ = layers_of(decoder.num_layers, QuickMergeConfig())
+    depth = encoder_depth(QuickMergeConfig(), decoder.num_layers)
     tokens, k = request.tokens - request.held, request.k - request.held
     groups = runs(tokens, min(k, tokens))
     count = int(groups[-1]) + 1

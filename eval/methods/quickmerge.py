@@ -12,9 +12,8 @@ from qm_vllm.compress import score_tokens as score_evidence
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.eval.methods.base import Method, Request, run_again
 from qm_vllm.eval.reference.reader import CompressedContext
+from qm_vllm.layers import WINDOW_LAYERS, WINDOW_QUERIES, resolve_layers
 
-WINDOW_QUERIES = 32
-WINDOW_LAYERS = 2
 FEWEST_FOR_SPECIAL = 40
 """Below this many kept tokens the template's special tokens are not protected."""
 
@@ -55,20 +54,13 @@ def options(name: str, k: int, *, visible: bool) -> dict[str, Any]:
     return chosen | VARIANTS[name][1]
 
 
-def layers_of(num_layers: int, config: QuickMergeConfig) -> tuple[int, tuple[int, int]]:
-    """E and the score layers, by the plug-in's rule."""
-    depth = config.encoder_layers or max(1, round(num_layers * 2 / 3))
-    first = num_layers // 6
-    return depth, config.score_layers or (first, max(first + 1, num_layers // 3))
-
-
 def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
     """What the score of ``config`` needs, from the lower layers; once for all ratios."""
     prefill, wanted = request.prefill, needs(config)
     if wanted in request.shared:
         found: Evidence = request.shared[wanted]
         return found
-    depth, (first, last) = layers_of(request.decoder.num_layers, config)
+    depth, (first, last) = resolve_layers(config, request.decoder.num_layers)
     evidence = Evidence(num_tokens=request.tokens)
     if wanted & {"entropy", "incoming"}:
         for layer in range(first, last):
@@ -84,7 +76,7 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
 def compress(name: str, request: Request) -> CompressedContext:
     """Compress by one variant."""
     config = QuickMergeConfig().override(options(name, request.k, visible=request.visible))
-    depth, _ = layers_of(request.decoder.num_layers, config)
+    depth, _ = resolve_layers(config, request.decoder.num_layers)
     states = request.prefill.states[depth]
     if request.k >= request.tokens:
         return deliver(request, states, torch.arange(request.tokens), config)
@@ -105,7 +97,7 @@ def deliver(
     if config.delivery == "prefill":
         return run_again(request, kept)
     decoder, prefill = request.decoder, request.prefill
-    depth, _ = layers_of(decoder.num_layers, config)
+    depth, _ = resolve_layers(config, decoder.num_layers)
     stored = kept[: len(kept) - request.held]
     compact = torch.arange(len(stored))
     keys = [prefill.keys_at(layer, stored, compact) for layer in range(depth)]

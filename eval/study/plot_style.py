@@ -11,6 +11,8 @@ from qm_vllm.eval.study.results import NONE, PLAIN, method_order
 INK, SOFT, LINE, PAPER = "#1d1d1b", "#575752", "#d9d8d2", "#fdfdfb"
 """Text, axes, grid, background. The HTML page replaces them by those of its scheme."""
 
+LEAD = "quickmerge"
+"""The method that a reader looks for first: the thickest line, with its interval as a band."""
 OWN_COLOURS = ("#d55e00", "#0072b2", "#009e73", "#b8860b", "#a0408f")
 """Of quickmerge's methods: saturated, told apart with any colour vision (after Okabe and Ito)."""
 OWN_MARKERS = ("o", "s", "D", "^", "v")
@@ -26,8 +28,8 @@ PEER_LINES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 class Style:
     """How a method is drawn.
 
-    Widths and sizes are in points, ``line`` is a line style of matplotlib, and ``own`` marks
-    quickmerge's methods.
+    Widths and sizes are in points, ``line`` is a line style of matplotlib, ``own`` marks
+    quickmerge's methods, and ``lead`` the one among them that is the default.
     """
 
     colour: str
@@ -36,6 +38,7 @@ class Style:
     width: float
     size: float
     own: bool
+    lead: bool = False
 
 
 def styles(methods: Sequence[str]) -> dict[str, Style]:
@@ -46,11 +49,12 @@ def styles(methods: Sequence[str]) -> dict[str, Style]:
         if name in (NONE, PLAIN):
             continue
         if name.startswith("quickmerge"):
+            lead = name == LEAD
             chosen[name] = Style(
                 OWN_COLOURS[own % len(OWN_COLOURS)],
                 OWN_MARKERS[(own + own // len(OWN_COLOURS)) % len(OWN_MARKERS)],
                 PEER_LINES[own // len(OWN_COLOURS) % len(PEER_LINES)],
-                2.4, 6.0, True,
+                2.8 if lead else 1.7, 6.0 if lead else 4.8, True, lead,
             )
             own += 1
         else:

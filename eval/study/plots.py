@@ -99,7 +99,7 @@ def heading(quality: str, length: int, visible: bool) -> str:
 def _figure(
     part: pd.DataFrame, quality: str, length: int, visible: bool, looks: dict[str, Style]
 ) -> Figure:
-    scored = part[part[quality].notna() & (part["kv_bytes"] > 0)]
+    scored = part[part[quality].notna() & (part["kv_bytes"] > 0) & (part["method"] != NONE)]
     families = sorted(set(scored["family"]))
     drawn = [name for name in looks if name in set(scored["method"])]
     columns = min(3, len(families))
@@ -185,17 +185,17 @@ def _method(axes: Any, own: pd.DataFrame, quality: str, look: Style, factor: flo
     """Line, points and interval of one method; ``factor`` shifts its whiskers sideways."""
     x = (own["kv_bytes"] / MIB).to_numpy(dtype=float)
     y = own[quality].to_numpy(dtype=float)
-    order = 3.5 if look.own else 2.5
+    order = 3.5 + look.lead if look.own else 2.5
     axes.plot(x, y, color=look.colour, linewidth=look.width, linestyle=look.line, zorder=order,
               alpha=1.0 if look.own else 0.9)
     if quality == "retention":
         low, high = own["retention_lo"].to_numpy(float), own["retention_hi"].to_numpy(float)
-        if look.own and len(x) > 1:
+        if look.lead and len(x) > 1:
             axes.fill_between(x, np.clip(low, BOTTOM, TOP), np.clip(high, BOTTOM, TOP),
                               color=look.colour, alpha=0.13, linewidth=0, zorder=1.2)
         else:
             axes.vlines(x * factor, low, high, color=look.colour, linewidth=0.8,
-                        alpha=0.8 if look.own else 0.4, zorder=1.5)
+                        alpha=0.5 if look.own else 0.3, zorder=1.5)
     beyond = (y > TOP) | (y < BOTTOM) if quality == "retention" else np.zeros(len(y), bool)
     face = look.colour if look.own else PAPER
     axes.plot(x[~beyond], y[~beyond], linestyle="none", marker=look.marker, color=look.colour,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qm_vllm.eval.study.markdown import write_tables
 from qm_vllm.eval.study.page import build_page
 from qm_vllm.eval.study.plots import draw_all, write_pictures
 from qm_vllm.eval.study.results import (
@@ -19,7 +20,7 @@ PLOTS = "plots"
 
 
 def write_report(store: Store, out: Path) -> list[Path]:
-    """Write results.csv, families.csv, plots/ (PNG and SVG) and report.html into ``out``.
+    """Write results.csv, families.csv, tables.md, plots/ (PNG, SVG) and report.html into ``out``.
 
     A store whose run is not finished is fine: what is there is shown. Returns the paths.
 
@@ -32,6 +33,7 @@ def write_report(store: Store, out: Path) -> list[Path]:
     results, families = results_by_task(rows), results_by_family(rows)
     pictures = draw_all(families)
     written = write_results(results, families, out)
+    written.append(write_tables(families, out))
     written += write_pictures(pictures, out / PLOTS)
     page = build_page(results, families, failures(rows), store.meta, pictures, rows=len(rows))
     target = out / REPORT

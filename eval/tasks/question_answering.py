@@ -20,6 +20,8 @@ FAMILY = "qa"
 QUESTIONS = Path(__file__).with_name("questions.json")
 FEWEST, MOST = 60, 200
 """Tokens of an evidence passage; it has more only where one sentence does."""
+REPLY = 24
+"""Tokens of a prediction: small models answer in a sentence, however they are asked."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def _answer(request: Request) -> Sample:
             f" {item.answers[0]}",
             item.answers,
             answer_prefix="Answer:",
+            max_new_tokens=REPLY,
         )
 
     return fit(request, filler, make)

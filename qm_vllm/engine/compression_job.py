@@ -27,9 +27,7 @@ from qm_vllm.config import ConfigError
 from qm_vllm.engine.dense_runner import DenseRunner, LayerRecord, Stream
 from qm_vllm.engine.protocol import JobResult, JobSpec
 from qm_vllm.engine.stopwatch import Stopwatch
-
-WINDOW_QUERIES = 32
-WINDOW_LAYERS = 2
+from qm_vllm.layers import WINDOW_LAYERS, WINDOW_QUERIES
 
 
 class CompressionJob:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qm_vllm.compress import needs
 from qm_vllm.config import ConfigError, QuickMergeConfig, parse_request_args
 from qm_vllm.engine.facts import EngineFacts
+from qm_vllm.layers import resolve_layers
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -61,11 +62,6 @@ def plan_request(request: Request, base: QuickMergeConfig, facts: EngineFacts) -
     return _layer_plan(config, facts.num_layers)
 
 
-def encoder_depth(config: QuickMergeConfig, num_layers: int) -> int:
-    """E: as configured, else two thirds of the model's layers."""
-    return config.encoder_layers or max(1, round(num_layers * 2 / 3))
-
-
 def embedding_config(config: QuickMergeConfig) -> QuickMergeConfig | None:
     """The configuration for scoring token embeddings alone; None if its score needs attention."""
     if config.saliency == "auto":
@@ -85,17 +81,8 @@ def _embedding_plan(config: QuickMergeConfig) -> RequestPlan:
 
 
 def _layer_plan(config: QuickMergeConfig, num_layers: int) -> RequestPlan:
-    depth = encoder_depth(config, num_layers)
-    if depth > num_layers:
-        raise Untouched(
-            f"invalid option: encoder_layers={depth} is more than the model's {num_layers} layers"
-        )
-    first = num_layers // 6
-    score = config.score_layers or (first, max(first + 1, num_layers // 3))
-    if config.score_layers is None and score[1] > depth:
-        score = (max(0, depth - 1), depth)
-    if score[1] > depth:
-        raise Untouched(
-            f"invalid option: score_layers={score} must end at or below encoder_layers={depth}"
-        )
+    try:
+        depth, score = resolve_layers(config, num_layers)
+    except ConfigError as error:
+        raise Untouched(f"invalid option: {error}") from error
     return RequestPlan(config, depth, score)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qm_vllm.config import QuickMergeConfig
-from qm_vllm.engine.params import encoder_depth
+from qm_vllm.layers import encoder_depth
 
 
 @dataclass(frozen=True)

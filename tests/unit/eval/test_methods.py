@@ -90,11 +90,12 @@ def test_quickmerge_matches_the_core(prefill):
     """The bench's own wiring against qm_vllm.compress.compress on the same evidence."""
     from qm_vllm.compress import compress
     from qm_vllm.config import QuickMergeConfig
-    from qm_vllm.eval.methods.quickmerge import layers_of, options
+    from qm_vllm.eval.methods.quickmerge import options
+    from qm_vllm.layers import resolve_layers
 
     request = request_for(prefill, 90)
     config = QuickMergeConfig(**options("quickmerge", 90, visible=True))
-    depth, (first, last) = layers_of(prefill.decoder.num_layers, config)
+    depth, (first, last) = resolve_layers(config, prefill.decoder.num_layers)
     ids = prefill.ids
     special = frozenset({ids[0], ids[5]})
     truth = compress(

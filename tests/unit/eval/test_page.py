@@ -64,7 +64,7 @@ def test_all_files_are_written(report: tuple[list[Path], str]) -> None:
     paths, _ = report
     assert [path.name for path in paths[:2]] == ["results.csv", "families.csv"]
     assert paths[-1].name == "report.html"
-    assert len(paths) == 3 + 2 * 4
+    assert len(paths) == 4 + 2 * 4
     assert all(path.stat().st_size for path in paths)
 
 

@@ -1,0 +1,36 @@
+"""Which layers of a model encode the prompt, which score it: one rule for engine and bench."""
+
+from __future__ import annotations
+
+from qm_vllm.config import ConfigError, QuickMergeConfig
+
+WINDOW_QUERIES = 32
+"""Last positions of the prompt whose attention is recorded."""
+WINDOW_LAYERS = 2
+"""Layers just below E in which it is recorded."""
+
+
+def encoder_depth(config: QuickMergeConfig, num_layers: int) -> int:
+    """E: as configured, else two thirds of the model's layers."""
+    return config.encoder_layers or max(1, round(num_layers * 2 / 3))
+
+
+def resolve_layers(config: QuickMergeConfig, num_layers: int) -> tuple[int, tuple[int, int]]:
+    """E, and the half-open range of layers whose input states are scored.
+
+    Args:
+        num_layers: layers of the model.
+
+    Raises:
+        ConfigError: E is more than the model has, or a score layer lies above E.
+    """
+    depth = encoder_depth(config, num_layers)
+    if depth > num_layers:
+        raise ConfigError(f"encoder_layers={depth} is more than the model's {num_layers} layers")
+    first = num_layers // 6
+    score = config.score_layers or (first, max(first + 1, num_layers // 3))
+    if config.score_layers is None and score[1] > depth:
+        score = (max(0, depth - 1), depth)
+    if score[1] > depth:
+        raise ConfigError(f"score_layers={score} must end at or below encoder_layers={depth}")
+    return depth, score
