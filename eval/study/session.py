@@ -47,11 +47,13 @@ class StudyArguments:
     first_sample: int
 
 
-def run_study(arguments: StudyArguments) -> list[Path]:
+def run_study(arguments: StudyArguments) -> tuple[list[Path], bool]:
     """Measure what is missing in the folder, then write its tables, plots and page.
 
+    Ctrl-C ends the measuring, not the writing: what is there is reported.
+
     Returns:
-        the files of the report.
+        the files of the report, and whether the whole grid was measured.
 
     Raises:
         CliError: an argument names something that does not exist, a text is not installed, or
@@ -74,14 +76,21 @@ def run_study(arguments: StudyArguments) -> list[Path]:
                 seeds={"split": arguments.split, "first_sample": arguments.first_sample},
             ),
         )
+        whole = True
         with GridProgress(total_rows=grid.size()) as progress:
-            run(grid, engine, store, started=progress.start, advanced=progress.advance)
+            try:
+                run(grid, engine, store, started=progress.start, advanced=progress.advance)
+            except KeyboardInterrupt:
+                whole = False
         store.finish(engine.learned())
     except (StoreError, HaystackError, ValueError) as error:
         raise CliError(str(error)) from error
     finally:
         engine.close()
-    return write_report(store, arguments.out)
+    try:
+        return write_report(store, arguments.out), whole
+    except StoreError as error:
+        raise CliError(str(error)) from error
 
 
 def _public(arguments: StudyArguments) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from qm_vllm.cli import embedded
-from qm_vllm.cli.common import CliError, sentences
+from qm_vllm.cli.common import CliError, errors, sentences
 
 EXTRA = "pip install 'qm-vllm[eval]'"
 DEFAULT_METHODS = (
@@ -75,8 +75,12 @@ def compare(
             threads=threads,
             first_sample=first_sample,
         )
-        for path in run_study(arguments):
+        paths, whole = run_study(arguments)
+        for path in paths:
             typer.echo(path)
+        if not whole:
+            errors().print("Stopped before the end; the same command goes on from here.")
+            raise typer.Exit(130)
 
 
 def _names(text: str, option: str) -> tuple[str, ...]:

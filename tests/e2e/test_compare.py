@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -152,3 +156,23 @@ def test_vllm_and_the_reference_agree_on_the_same_samples(smollm2, tmp_path):
         assert ours["kv_bytes"] == theirs["kv_bytes"], key
         assert float(ours["nll"]) == pytest.approx(float(theirs["nll"]), abs=2e-3), key
         assert ours["match"] == theirs["match"], key
+
+
+def test_ctrl_c_keeps_and_reports_what_is_there(smollm2, tmp_path):
+    command = [
+        sys.executable, "-m", "qm_vllm.cli.main", "compare", "--tasks", "needle_digits",
+        "--methods", "random", "--ratios", "0.5", "--samples", "200", "--length", "400",
+        "--haystacks", "essays", "--out", str(tmp_path),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(1800):
+        if len(list(tmp_path.glob("predictions/part-*.parquet"))) >= 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said[-2000:]
+    assert "the same command goes on" in " ".join(said.split())
+    rows = table(tmp_path)
+    assert {row["method"] for row in rows} == {"none", "plain", "random"}
+    assert 2 <= int(rows[0]["samples"]) < 200
