@@ -206,8 +206,8 @@ class ReferenceEngine:
         sample = prompt.sample
         try:
             k = self.k_for(prompt, cell[1])
-            if cell[0].needs_question and not sample.query_visible:
-                raise Unfit("it needs the question, which this sample hides")
+            if cell[0].needs_question and not (sample.query_visible and sample.question):
+                raise Unfit("it needs a question, and this sample has none or hides it")
             head = len(prompt_parts(replace(sample, context=""), self.tokenizer)[0])
             fixed = head + (len(prompt.ids) - prompt.context if sample.query_visible else 0)
             room = k - fixed
