@@ -118,11 +118,15 @@ def test_answers_are_in_the_context_and_the_question_is_not(task: str, split: st
             assert not any(answer in sample.question for answer in sample.answers)
             assert sample.answer_prefix
             assert sample.answer_prefix == sample.answer_prefix.strip()
-            assert len(target_ids) < sample.max_new_tokens <= 1.3 * len(target_ids) + 5
+            assert len(target_ids) < sample.max_new_tokens
+            most = 24 if task == "question_answering" else 1.3 * len(target_ids) + 5
+            assert sample.max_new_tokens <= most
         else:
             assert sample.answer_prefix == ""
             assert sample.context.count(sample.question.strip() + sample.target) == 1
-            assert (sample.max_new_tokens, len(target_ids)) == (48, 48)
+            # Scored by the share of tokens that come first: nothing is decoded.
+            assert sample.metric == "tokens"
+            assert (sample.max_new_tokens, len(target_ids)) == (0, 48)
 
 
 @EACH
@@ -203,7 +207,7 @@ def test_tracked_variables_are_those_of_the_chain(split: str) -> None:
 
 def test_marked_sentences_are_the_target() -> None:
     sample = built("copy_edit", "report", 0)
-    assert sample.context.count("KEY POINT:") == 3
+    assert sample.context.count("KEY POINT:") == len(sample.answers) == 2
     places = [sample.context.index(f"KEY POINT: {answer}") for answer in sample.answers]
     assert places == sorted(places)
     assert sample.target == " " + " ".join(sample.answers)
