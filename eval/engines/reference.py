@@ -12,34 +12,14 @@ import torch
 
 from qm_vllm.eval.engines.base import Cell, budget, make_row
 from qm_vllm.eval.engines.peers import Peers
-from qm_vllm.eval.methods import Budget, Request, Unfit
+from qm_vllm.eval.methods import Budget, Request, Unfit, kvpress, llmlingua
 from qm_vllm.eval.methods.base import prefill_ids
-from qm_vllm.eval.prompt import bare_prompt_ids, prompt_parts
+from qm_vllm.eval.prompt import Prompt, prompt_parts
 from qm_vllm.eval.reference.decoder import Decoder
 from qm_vllm.eval.reference.prefill import Prefill
 from qm_vllm.eval.reference.reader import CompressedContext, Reader
 from qm_vllm.eval.row import Row
 from qm_vllm.eval.sample import Sample
-
-
-@dataclass(eq=False)
-class Prompt:
-    """A sample in tokens, with its prefill.
-
-    Attributes:
-        ids: the N prompt tokens. context: how many of them come before the question.
-        seen: S, how many of them a method may look at.
-        feed: the tokens fed after a compressed context.
-    """
-
-    sample: Sample
-    ids: list[int]
-    context: int
-    seen: int
-    feed: list[int]
-    bare: list[int]
-    target: list[int]
-    request: Request
 
 
 @dataclass(eq=False)
@@ -105,27 +85,20 @@ class ReferenceEngine:
     @torch.inference_mode()
     def evaluate(self, sample: Sample, cells: Sequence[Cell]) -> Iterator[list[Row]]:
         """See :class:`qm_vllm.eval.engines.base.Engine`."""
-        prompt = self._prompt(sample)
-        yield self._evaluate_own(prompt, [cell for cell in cells if cell[0].peer is None])
+        prompt = Prompt.of(sample, self.tokenizer)
+        own = [cell for cell in cells if cell[0].peer is None]
+        if own:
+            yield self._evaluate_own(prompt, own)
         yield from self._evaluate_peers(prompt, [cell for cell in cells if cell[0].peer])
 
-    def _prompt(self, sample: Sample) -> Prompt:
-        context, question, target = prompt_parts(sample, self.tokenizer)
-        ids = [*context, *question]
-        seen = len(ids) if sample.query_visible else len(context)
-        held = 1 if sample.query_visible or not question else 0
-        start = time.perf_counter()
-        prefill = Prefill.run(self.decoder, ids)
-        prefill.seconds = time.perf_counter() - start
-        special = tuple(i for i, token in enumerate(ids[:seen]) if token in self.special)
-        request = Request(
-            prefill.upto(seen), held, seen, visible=sample.query_visible, special=special,
-            seed=sample.index,
+    def _request(self, prompt: Prompt) -> Request:
+        """The prompt with its prefill; K is set for each ratio."""
+        seen = prompt.seen
+        special = tuple(i for i, token in enumerate(prompt.ids[:seen]) if token in self.special)
+        return Request(
+            Prefill.run(self.decoder, prompt.ids).upto(seen), prompt.held, seen,
+            visible=prompt.sample.query_visible, special=special, seed=prompt.sample.index,
         )
-        bare = bare_prompt_ids(sample, self.tokenizer)
-        bare = bare if len(bare) > 1 else ids[-2:]  # a task without a question
-        feed = ids[-1:] if held else question
-        return Prompt(sample, ids, len(context), seen, feed, bare, target, request)
 
     def k_for(self, prompt: Prompt, ratio: float) -> int:
         """Positions to keep of those that may be seen."""
@@ -134,17 +107,20 @@ class ReferenceEngine:
     def _evaluate_own(self, prompt: Prompt, cells: Sequence[Cell]) -> list[Row]:
         ready: list[Ready] = []
         rows: list[Row] = []
+        request = self._request(prompt)
         for cell in cells:
             start = time.perf_counter()
             try:
-                context, feed = self._compress(prompt, cell)
+                context, feed = self._compress(prompt, request, cell)
             except Exception as error:
                 rows.append(_failed(prompt, cell, error))
                 continue
             ready.append(Ready(cell, context, feed, time.perf_counter() - start))
         return rows + self._read(prompt, ready)
 
-    def _compress(self, prompt: Prompt, cell: Cell) -> tuple[CompressedContext, list[int]]:
+    def _compress(
+        self, prompt: Prompt, request: Request, cell: Cell
+    ) -> tuple[CompressedContext, list[int]]:
         method, ratio = cell
         if method.budget is Budget.NONE:
             ids = torch.tensor(prompt.bare[:-1])
@@ -154,7 +130,7 @@ class ReferenceEngine:
             raise Unfit("there is nothing to compress")
         k = prompt.seen if method.budget is Budget.FULL else self.k_for(prompt, ratio)
         assert method.compress is not None
-        return method.compress(replace(prompt.request, k=k)), prompt.feed
+        return method.compress(replace(request, k=k)), prompt.feed
 
     def _read(self, prompt: Prompt, ready: Sequence[Ready]) -> list[Row]:
         rows = []
@@ -178,27 +154,22 @@ class ReferenceEngine:
                     nll=reading.nll,
                     accuracy=reading.accuracy,
                     exact=reading.exact,
-                    prediction=self._text(prompt, reading.prediction_ids, reading.exact),
+                    prediction=self.tokenizer.decode(
+                        reading.prediction_ids, skip_special_tokens=True
+                    ),
                     seconds=item.seconds,
                 ))
         return rows
 
-    def _text(self, prompt: Prompt, ids: list[int], exact: bool) -> str:
-        if prompt.sample.max_new_tokens == 0:
-            return ""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return text
-
     def _evaluate_peers(self, prompt: Prompt, cells: Sequence[Cell]) -> Iterator[list[Row]]:
-        presses = [cell for cell in cells if cell[0].peer == "kvpress"]
+        presses = [cell for cell in cells if cell[0].peer == kvpress.WORKER]
         if presses:
             ks = {ratio: self.k_for(prompt, ratio) for _, ratio in presses}
             yield self.peers.press(
-                prompt.sample, presses, prompt, ks, self.eos, self.decoder.kv_bytes_per_token,
-                self.tokenizer,
+                prompt, presses, ks, self.eos, self.decoder.kv_bytes_per_token, self.tokenizer
             )
         for cell in cells:
-            if cell[0].peer == "llmlingua":
+            if cell[0].peer == llmlingua.WORKER:
                 yield self._evaluate_text(prompt, cell)
 
     def _evaluate_text(self, prompt: Prompt, cell: Cell) -> list[Row]:

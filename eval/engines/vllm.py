@@ -12,7 +12,7 @@ from qm_vllm.cli.common import REPORT_KEY
 from qm_vllm.config import QuickMergeConfig, request_args
 from qm_vllm.eval.engines.base import Cell, budget, make_row
 from qm_vllm.eval.methods import quickmerge
-from qm_vllm.eval.prompt import bare_prompt_ids, prompt_parts
+from qm_vllm.eval.prompt import Prompt
 from qm_vllm.eval.row import Row
 from qm_vllm.eval.sample import Sample
 
@@ -77,15 +77,14 @@ class VllmEngine:
             yield [self._evaluate(sample, cell)]
 
     def _evaluate(self, sample: Sample, cell: Cell) -> Row:
-        context, question, target = prompt_parts(sample, self.tokenizer)
-        prompt, name = [*context, *question], cell[0].name
+        tokens = Prompt.of(sample, self.tokenizer)
+        prompt, target, name = tokens.ids, tokens.target, cell[0].name
         problem = self._problem(sample, name)
         if problem:
             return make_row(sample, cell, prompt_tokens=len(prompt), status=problem)
         ids, options = prompt, {}
         if name == "none":
-            bare = bare_prompt_ids(sample, self.tokenizer)
-            ids = bare if len(bare) > 1 else prompt[-2:]
+            ids = tokens.bare
         elif name != "plain":
             k = budget(len(prompt), cell[1], self.block_size)
             given = quickmerge.options(name, k, visible=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from torch import Tensor
 from qm_vllm.eval.reference.decoder import Decoder
 from qm_vllm.eval.reference.prefill import Prefill
 from qm_vllm.eval.reference.reader import CompressedContext
+
+Result = TypeVar("Result")
 
 
 class Unfit(Exception):
@@ -32,7 +34,7 @@ class Request:
         visible: whether the question is among the S tokens.
         special: positions of special tokens.
         seed: of the sample, for methods that draw lots.
-        shared: what one method wants to compute once for all ratios of the prompt.
+        shared: results of :meth:`once`, common to all ratios of the prompt.
     """
 
     prefill: Prefill
@@ -51,6 +53,13 @@ class Request:
     def tokens(self) -> int:
         """S."""
         return len(self.prefill)
+
+    def once(self, name: object, make: Callable[[], Result]) -> Result:
+        """What ``make`` gives, computed once under this name for all ratios of the prompt."""
+        if name not in self.shared:
+            self.shared[name] = make()
+        result: Result = self.shared[name]
+        return result
 
 
 class Budget(Enum):
@@ -71,7 +80,6 @@ class Method:
         compress: the method itself, for methods that run in this process on a prefill.
         peer: the worker that runs it, for packages in an environment of their own.
         budget: at which ratios it runs.
-        keeps_all: whether it can keep every token, so that its retention is 1 there.
         needs_question: whether it cannot work without the question.
     """
 
@@ -80,7 +88,6 @@ class Method:
     compress: Callable[[Request], CompressedContext] | None = None
     peer: str | None = None
     budget: Budget = Budget.GRID
-    keeps_all: bool = True
     needs_question: bool = False
 
 

@@ -16,9 +16,8 @@ POOL = 5
 def compress(request: Request) -> CompressedContext:
     """The tokens that the last queries attend most in the filter layer, prefilled again."""
     layer = round(FILTER_DEPTH * request.decoder.num_layers)
-    if layer not in request.shared:
-        request.shared[layer] = request.prefill.attention(layer, QUERIES).mean(0)
-    scores = max_pool1d(request.shared[layer][None, None], POOL, stride=1, padding=POOL // 2)[0, 0]
+    paid = request.once("gemfilter", lambda: request.prefill.attention(layer, QUERIES).mean(0))
+    scores = max_pool1d(paid[None, None], POOL, stride=1, padding=POOL // 2)[0, 0]
     return run_again(request, top(scores, request.k, request.held))
 
 

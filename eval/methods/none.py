@@ -5,5 +5,5 @@ from __future__ import annotations
 from qm_vllm.eval.methods.base import Budget, Method
 
 METHOD = Method(
-    "none", "the same prompt with an empty context", budget=Budget.NONE, keeps_all=False
+    "none", "the same prompt with an empty context", budget=Budget.NONE
 )

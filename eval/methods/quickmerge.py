@@ -55,21 +55,31 @@ def options(name: str, k: int, *, visible: bool) -> dict[str, Any]:
 
 
 def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
-    """What the score of ``config`` needs, from the lower layers; once for all ratios."""
+    """What the score of ``config`` needs, from the lower layers.
+
+    Each part is computed once for all ratios and variants of a prompt.
+    """
     prefill, wanted = request.prefill, needs(config)
-    if wanted in request.shared:
-        found: Evidence = request.shared[wanted]
-        return found
     depth, (first, last) = resolve_layers(config, request.decoder.num_layers)
-    evidence = Evidence(num_tokens=request.tokens)
-    if wanted & {"entropy", "incoming"}:
+
+    def scored(kinds: frozenset[str]) -> Evidence:
+        part = Evidence(num_tokens=request.tokens)
         for layer in range(first, last):
-            evidence.observe_layer(prefill.states[layer], config.logit_scale, wanted)
+            part.observe_layer(prefill.states[layer], config.logit_scale, kinds)
+        return part
+
+    def window() -> list[Tensor]:
+        layers = range(depth - WINDOW_LAYERS, depth)
+        return [prefill.attention(layer, WINDOW_QUERIES) for layer in layers]
+
+    evidence = Evidence(num_tokens=request.tokens)
+    kinds = wanted & {"entropy", "incoming"}
+    if kinds:
+        part = request.once(kinds, lambda: scored(kinds))
+        evidence.entropies, evidence.incoming = part.entropies, part.incoming
     if "attention" in wanted:
-        for layer in range(depth - WINDOW_LAYERS, depth):
-            evidence.attention.append(prefill.attention(layer, WINDOW_QUERIES))
-    evidence.norms = row_norms(prefill.states[depth]).cpu()
-    request.shared[wanted] = evidence
+        evidence.attention = request.once("attention", window)
+    evidence.norms = request.once("norms", lambda: row_norms(prefill.states[depth]).cpu())
     return evidence
 
 

@@ -7,6 +7,7 @@ adds, would need a speculator that can decode.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 from qm_vllm.eval.methods.base import Method, Request, run_again
@@ -17,17 +18,19 @@ POOL = 13
 CHUNK = 32
 
 
+def score(request: Request) -> Tensor:
+    """[S], the highest smoothed attention that any head of the lower layers pays."""
+    best = torch.zeros(request.tokens)
+    for layer in range(request.decoder.num_layers // 2):
+        heads = request.prefill.head_attention(layer, QUERIES).mean(1).cpu()
+        smooth = avg_pool1d(heads[:, None], POOL, 1, POOL // 2, count_include_pad=False)
+        best = torch.maximum(best, smooth[:, 0].amax(0))
+    return best
+
+
 def compress(request: Request) -> CompressedContext:
     """The best chunks of the prompt, prefilled with the positions they had."""
-    if "specprefill" not in request.shared:
-        layers = range(request.decoder.num_layers // 2)
-        best = torch.zeros(request.tokens)
-        for layer in layers:
-            heads = request.prefill.head_attention(layer, QUERIES).mean(1).cpu()
-            smooth = avg_pool1d(heads[:, None], POOL, 1, POOL // 2, count_include_pad=False)
-            best = torch.maximum(best, smooth[:, 0].amax(0))
-        request.shared["specprefill"] = best
-    scores, tokens = request.shared["specprefill"], request.tokens
+    scores, tokens = request.once("specprefill", lambda: score(request)), request.tokens
     starts = list(range(0, tokens, CHUNK))
     means = torch.stack([scores[start : start + CHUNK].mean() for start in starts])
     kept = list(range(tokens - request.held, tokens))

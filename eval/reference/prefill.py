@@ -20,7 +20,6 @@ class Prefill:
         states: L + 1 tensors [N, D]: those that enter each layer, and those after the last.
         plain_keys: per layer [KVH, N, d], before rotation.
         values: per layer [KVH, N, d].
-        seconds: what it took.
     """
 
     decoder: Decoder
@@ -28,7 +27,6 @@ class Prefill:
     states: list[Tensor]
     plain_keys: list[Tensor]
     values: list[Tensor]
-    seconds: float = 0.0
 
     @classmethod
     def run(cls, decoder: Decoder, ids: Sequence[int]) -> Prefill:
@@ -47,7 +45,6 @@ class Prefill:
             [state[:count] for state in self.states],
             [keys[:, :count] for keys in self.plain_keys],
             [values[:, :count] for values in self.values],
-            self.seconds,
         )
 
     def keys_at(self, layer: int, kept: Tensor, positions: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Protocol
 from qm_vllm.eval.engines.base import Cell, Engine
 from qm_vllm.eval.methods import Budget, Method
 from qm_vllm.eval.row import Row
-from qm_vllm.eval.sample import Sample
+from qm_vllm.eval.sample import Sample, sample_id
 from qm_vllm.eval.tasks import build_sample
 
 
@@ -93,14 +93,16 @@ def run(
         advanced: called with a number of rows that are done and their cost in tokens; rows
             that were there already cost nothing.
     """
-    done = sink.done()
+    done, every = sink.done(), grid.cells()
     for name in grid.names():
-        sample = sample_of(grid, name, engine.tokenizer)
-        cells = [c for c in grid.cells() if (sample.sample_id, c[0].name, c[1]) not in done]
-        advanced(len(grid.cells()) - len(cells), 0.0)
+        task, length, index, visible = name
+        known = sample_id(task, length, grid.split, index, visible)
+        cells = [cell for cell in every if (known, cell[0].name, cell[1]) not in done]
+        advanced(len(every) - len(cells), 0.0)
         if not cells:
             continue
-        started(sample.sample_id)
+        started(known)
+        sample = sample_of(grid, name, engine.tokenizer)
         rows: list[Row] = []
         try:
             for part in engine.evaluate(sample, cells):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from qm_vllm.eval.haystacks import HAYSTACKS
-from qm_vllm.eval.sample import SPLITS, Sample
+from qm_vllm.eval.sample import SPLITS, Sample, sample_id
 from qm_vllm.eval.tasks import (
     continuation,
     copy_edit,
@@ -86,7 +86,8 @@ def build_sample(
             continue
         if query_visible:
             return sample
-        return replace(sample, query_visible=False, sample_id=f"{sample.sample_id}-blind")
+        name = sample_id(task, length, split, index, query_visible)
+        return replace(sample, query_visible=False, sample_id=name)
     raise ValueError(
         f"{task} cannot be built with {length} tokens of this tokenizer; the minimum of "
         f"{found.minimum} holds for about four characters a token, take a greater length"

@@ -12,7 +12,7 @@ from typing import Any
 
 from qm_vllm.eval.haystacks import Piece, passage
 from qm_vllm.eval.prompt import prompt_length
-from qm_vllm.eval.sample import Sample
+from qm_vllm.eval.sample import Sample, sample_id
 
 TOLERANCE = 40
 """A prompt has between ``length - TOLERANCE`` and ``length`` tokens."""
@@ -97,7 +97,7 @@ class Request:
         if max_new_tokens is None:
             max_new_tokens = math.ceil(1.3 * self.count(target)) + 4
         return Sample(
-            sample_id=f"{self.task.name}-{self.length}-{self.split}-{self.index}",
+            sample_id=sample_id(self.task.name, self.length, self.split, self.index),
             task=self.task.name,
             family=self.task.family,
             context=context,

