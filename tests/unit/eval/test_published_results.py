@@ -1,0 +1,60 @@
+"""The tables of eval/results/README.md say what the committed CSV files say."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+RESULTS = Path(__file__).parents[3] / "eval" / "results"
+
+
+def tables() -> Iterator[tuple[str, float, list[list[str]]]]:
+    """Section heading, ratio last named (NaN: none) and cells of each table of the README."""
+    section, ratio, lines = "", math.nan, []
+    for line in [*(RESULTS / "README.md").read_text(encoding="utf-8").splitlines(), ""]:
+        if line.startswith("|"):
+            lines.append([cell.strip(" *") for cell in line.strip("|").split("|")])
+            continue
+        if lines:
+            yield section, ratio, [lines[0], *lines[2:]]
+            lines = []
+        if line.startswith("## "):
+            section, ratio = line, math.nan
+        elif found := re.fullmatch(r"Ratio 1/(\d+):", line):
+            ratio = 1 / int(found.group(1))
+
+
+def retention_tables() -> list[tuple[str, float, list[list[str]]]]:
+    return [table for table in tables() if table[2][0][0] == "method"]
+
+
+@pytest.mark.parametrize(("section", "ratio", "cells"), retention_tables())
+def test_retention_is_that_of_the_csv(section: str, ratio: float, cells: list[list[str]]) -> None:
+    by_task = "LLMLingua" in section
+    frame = pd.read_csv(RESULTS / "smollm2" / ("results.csv" if by_task else "families.csv"))
+    length = 768 if by_task else int(re.sub(r"\D", "", section))
+    frame = frame[(frame["length"] == length) & (frame["query_visible"] != ("blind" in section))]
+    heads = cells[0][2 if by_task else 1 :]
+    column = "task" if by_task else "family"
+    checked = 0
+    for line in cells[1:]:
+        own = frame[frame["method"] == line[0]]
+        wanted = float(line[1]) if by_task else 1.0 if line[0] == "fp8" else ratio
+        own = own[(own["ratio"] - wanted).abs() < 1e-6].set_index(column)["retention"]
+        for name, said in zip(heads, line[2 if by_task else 1 :], strict=True):
+            value = own.get(name, math.nan)
+            assert (said == "") == math.isnan(value), (line[0], name)
+            if said:
+                assert float(said) == pytest.approx(value, abs=0.00501), (line[0], name)
+                checked += 1
+    assert checked >= 39  # the smallest table has this many figures
+
+
+def test_every_table_was_looked_at() -> None:
+    assert len(retention_tables()) == 6
+    assert len(list(tables())) == 9
