@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-SALIENCIES = ("auto", "fused", "entropy", "window", "dilated", "norm", "ned")
+SALIENCIES = ("auto", "query", "entropy", "norm", "ned")
 GROUPINGS = ("contiguous", "knn", "chain")
 MERGES = ("weighted", "select", "mean")
 DELIVERIES = ("inject", "prefill")
+POSITIONS = ("source", "compact")
 
 
 class ConfigError(ValueError):
@@ -52,7 +53,7 @@ class QuickMergeConfig:
     # --- protected positions: kept whatever their score --------------------------------------
     protect_first: int = 4
     """Attention sinks at the head of the prompt. Tokens, >= 0."""
-    protect_last: int = 64
+    protect_last: int = 32
     """The tail of the prompt: the question, the chat template's end. Tokens, >= 1."""
     protect_special: bool = True
     """Keep the tokenizer's special tokens."""
@@ -61,7 +62,7 @@ class QuickMergeConfig:
 
     # --- stage 1: saliency -------------------------------------------------------------------
     saliency: str = "auto"
-    """One of :data:`SALIENCIES`. "auto": "fused" if ``query_visible``, else "entropy"."""
+    """One of :data:`SALIENCIES`. "auto": "query" if ``query_visible``, else "entropy"."""
     query_visible: bool = True
     """The scores may look at the end of the prompt (the question). False for documents that
     are compressed once and asked about later."""
@@ -72,10 +73,6 @@ class QuickMergeConfig:
     a sixth and a third of the depth. Must end at or below E."""
     logit_scale: float = 24.0
     """Scale of the cosine logits of eq. 1 (sqrt(D) at D = 576). > 0."""
-    entropy_weight: float = 0.8
-    """Weight of the entropy rank in the fused score, in [0, 1]."""
-    dilation: int = 64
-    """Longest forward span that one attended position pulls in. Tokens, >= 0."""
 
     # --- stage 2: grouping and merging -------------------------------------------------------
     grouping: str = "contiguous"
@@ -90,6 +87,11 @@ class QuickMergeConfig:
     # --- delivery ----------------------------------------------------------------------------
     delivery: str = "inject"
     """"inject" writes the KV of the kept positions; "prefill" lets vLLM prefill the kept ids."""
+
+    positions: str = "source"
+    """Where the injected keys sit: "source" at their distances from the prompt's end, as in the
+    full prompt; "compact" at 0..K-1, for prompts beyond the length the model was trained for.
+    The prefill delivery is always compact."""
 
     details: bool = False
     """Return kept indices, scores and groups in the request's report (``qm-vllm inspect``)."""
@@ -106,8 +108,8 @@ class QuickMergeConfig:
     REQUEST_FIELDS: ClassVar[frozenset[str]] = frozenset({
         "enabled", "min_tokens", "ratio", "max_kept", "alpha", "min_kept", "protect_first",
         "protect_last", "protect_special", "protect_ranges", "saliency", "query_visible",
-        "encoder_layers", "score_layers", "logit_scale", "entropy_weight", "dilation",
-        "grouping", "merge", "epsilon", "delivery", "details",
+        "encoder_layers", "score_layers", "logit_scale", "grouping", "merge", "epsilon",
+        "delivery", "positions", "details",
     })
     BUDGET_FIELDS: ClassVar[tuple[str, ...]] = ("ratio", "max_kept", "alpha")
     DEFAULT_RATIO: ClassVar[float] = 0.4
@@ -117,8 +119,7 @@ class QuickMergeConfig:
             object.__setattr__(self, name, _boolean(name, getattr(self, name)))
         for name, low in (
             ("min_tokens", 2), ("min_kept", 1), ("protect_first", 0), ("protect_last", 1),
-            ("dilation", 0), ("encoder_chunk_tokens", 16), ("max_live_jobs", 1),
-            ("memo_entries", 0),
+            ("encoder_chunk_tokens", 16), ("max_live_jobs", 1), ("memo_entries", 0),
         ):
             object.__setattr__(self, name, _integer(name, getattr(self, name), low))
         for name in ("max_kept", "encoder_layers"):
@@ -129,14 +130,14 @@ class QuickMergeConfig:
         if self.alpha is not None:
             object.__setattr__(self, "alpha", _real("alpha", self.alpha, 0.0, 1.0))
         for name, least, most, open_low in (
-            ("logit_scale", 0.0, 1e4, True), ("entropy_weight", 0.0, 1.0, False),
-            ("epsilon", 0.0, 1.0, False), ("temperature", 0.0, 1e4, True),
+            ("logit_scale", 0.0, 1e4, True), ("epsilon", 0.0, 1.0, False),
+            ("temperature", 0.0, 1e4, True),
         ):
             value = _real(name, getattr(self, name), least, most, open_low=open_low)
             object.__setattr__(self, name, value)
         for name, allowed in (
             ("saliency", SALIENCIES), ("grouping", GROUPINGS), ("merge", MERGES),
-            ("delivery", DELIVERIES),
+            ("delivery", DELIVERIES), ("positions", POSITIONS),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
@@ -167,7 +168,7 @@ class QuickMergeConfig:
         """The score in use once "auto" is resolved."""
         if self.saliency != "auto":
             return self.saliency
-        return "fused" if self.query_visible else "entropy"
+        return "query" if self.query_visible else "entropy"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_dict` reads it back."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qm_vllm.config import ConfigError, QuickMergeConfig
 
-WINDOW_QUERIES = 32
+WINDOW_QUERIES = 64
 """Last positions of the prompt whose attention is recorded."""
 WINDOW_LAYERS = 2
 """Layers just below E in which it is recorded."""

@@ -75,7 +75,7 @@ class Reference:
     def generate(
         self, ids: list[int], *, ratio: float, block_size: int, max_tokens: int, E: int,
         score_layers: tuple[int, int], query_visible: bool = True, special: frozenset[int],
-        epsilon: float = 0.01, protect_last: int = 64,
+        epsilon: float = 0.01, protect_last: int = 32,
     ) -> Run:
         n = len(ids)
         x = self.core.embed_tokens(torch.tensor(ids))
@@ -88,7 +88,7 @@ class Reference:
             x, weights, plain = self.layer(index, x, positions, cache)
             plain_keys.append(plain)
             if index >= E - 2:
-                windows.append(weights[:, -32:].double().mean(0))
+                windows.append(weights[:, -64:].double())
         states[E] = x
         k = math.ceil(ratio * n - 1e-9)
         protected = [i for i in range(n) if i < 4 or i >= n - protect_last or ids[i] in special]
@@ -99,19 +99,19 @@ class Reference:
         sharp = sharp.mean(0)
         score = sharp
         if query_visible:
-            score = fused(sharp, windows, k, n)
+            score = looked_up(torch.cat(windows), n, protect_last)
         order = sorted(range(n), key=lambda i: (i not in set(protected), -score[i].item(), i))
         kept = sorted(order[:k])
         merged = merge(x, kept, score, epsilon)
         # The KV of K - 1 positions: anchors' own below E, the merged states' above.
-        compact = torch.arange(k - 1)
         index = torch.tensor(kept[:-1])
+        places = index - (n - k)  # as far from the prompt's end as they were
         new: dict[int, Any] = {
-            i: (self._rotate(plain_keys[i][index], compact), cache[i][1][index]) for i in range(E)
+            i: (self._rotate(plain_keys[i][index], places), cache[i][1][index]) for i in range(E)
         }
         y = merged[:-1]
         for i in range(E, self.num_layers):
-            y, _, _ = self.layer(i, y, compact, new)
+            y, _, _ = self.layer(i, y, places, new)
         return Run(kept, self._decode(ids[kept[-1]], k - 1, new, max_tokens), states)
 
     def _decode(self, token: int, position: int, cache: dict[int, Any], steps: int) -> list[int]:
@@ -145,16 +145,22 @@ def ranks(x: torch.Tensor) -> torch.Tensor:
     return (below + (ties - 1) / 2) / (len(x) - 1)
 
 
-def fused(sharp: torch.Tensor, windows: list[torch.Tensor], k: int, n: int) -> torch.Tensor:
-    pulled = sum(minmax(w[-16:].mean(0)) for w in windows)
-    assert isinstance(pulled, torch.Tensor)
-    pulled[:4] = 0
-    pulled[-40:] = 0
-    span = min(64, max(16, k // 4))
-    spread = torch.stack([pulled[max(0, i - span) : i + 5].max() for i in range(n)])
-    plain = windows[-1].mean(0)
-    pooled = torch.stack([plain[max(0, i - 3) : i + 4].max() for i in range(n)])
-    return torch.maximum(torch.maximum(0.8 * ranks(sharp), ranks(spread)), ranks(pooled))
+def looked_up(weights: torch.Tensor, n: int, protect_last: int) -> torch.Tensor:
+    """Three views of the attention [H, 64, N] of the last positions, ranks by shares."""
+    recent = weights[:, -8:].mean(1)
+    age = torch.arange(weights.shape[1] - 1, -1, -1, dtype=torch.float64)
+    aged = weights * torch.exp(-age / 24)[None, :, None]
+    views = [recent.max(0).values, aged.flatten(0, 1).max(0).values, recent.norm(dim=0)]
+    places = []
+    for view, ahead, share in zip(views, (64, 8, 2), (0.2, 0.5, 0.3), strict=True):
+        view[:4] = 0
+        view[n - protect_last :] = 0
+        distance = torch.arange(n)[:, None] - torch.arange(n)[None]  # of i from j
+        fall = torch.where(distance >= 0, distance / ahead, -distance / 2).double()
+        spread = (view.clamp_min(1e-9).log()[None] - fall).max(1).values
+        places.append((1 - ranks(spread)) * (n - 1) / share)
+    best = torch.stack(places).min(0).values
+    return ranks(-best.round(decimals=3))
 
 
 def merge(

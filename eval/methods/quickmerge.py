@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qm_vllm.compress import Evidence, finish, needs, protected_mask, row_norms, select
+from qm_vllm.compress import (
+    Evidence,
+    QueryAttention,
+    finish,
+    needs,
+    protected_mask,
+    row_norms,
+    select,
+)
 from qm_vllm.compress import score_tokens as score_evidence
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.eval.methods.base import Method, Request, run_again
@@ -19,11 +27,10 @@ FEWEST_FOR_SPECIAL = 40
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "quickmerge": (
-        "three-way score (entropy, dilated and plain window attention); blind: entropy", {}
+        "what the question looks up, at three lengths of evidence; blind: entropy", {}
     ),
     "quickmerge-entropy": ("attention entropy alone, the paper's score", {"saliency": "entropy"}),
-    "quickmerge-dilated": ("forward-dilated window attention", {"saliency": "dilated"}),
-    "quickmerge-window": ("plain window attention", {"saliency": "window"}),
+    "quickmerge-compact": ("kept positions renumbered 0..K-1", {"positions": "compact"}),
     "quickmerge-norm": ("norms of the states, the paper's norm masking", {"saliency": "norm"}),
     "quickmerge-ned": ("normalised entropy drop, the paper's appendix A", {"saliency": "ned"}),
     "quickmerge-select": ("kept tokens alone, nothing merged in", {"merge": "select"}),
@@ -38,7 +45,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def options(name: str, k: int, *, visible: bool) -> dict[str, Any]:
     """Request options of a variant for a budget of k tokens, as the plug-in takes them.
 
-    The protected tail is half of the budget where that is less than the default of 64 tokens,
+    The protected tail is half of the budget where that is less than the default,
     so that every method has the same K.
     """
     base = QuickMergeConfig()
@@ -68,9 +75,12 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
             part.observe_layer(prefill.states[layer], config.logit_scale, kinds)
         return part
 
-    def window() -> list[Tensor]:
-        layers = range(depth - WINDOW_LAYERS, depth)
-        return [prefill.attention(layer, WINDOW_QUERIES) for layer in layers]
+    def window() -> list[QueryAttention]:
+        layers = range(max(0, depth - WINDOW_LAYERS), depth)
+        return [
+            QueryAttention.of(prefill.head_attention(layer, WINDOW_QUERIES).cpu())
+            for layer in layers
+        ]
 
     evidence = Evidence(num_tokens=request.tokens)
     kinds = wanted & {"entropy", "incoming"}
@@ -103,20 +113,22 @@ def compress(name: str, request: Request) -> CompressedContext:
 def deliver(
     request: Request, states: Tensor, kept: Tensor, config: QuickMergeConfig
 ) -> CompressedContext:
-    """KV at compact positions: the anchors' own below E, the merged states' from E up."""
+    """KV of the kept positions: the anchors' own below E, the merged states' from E up."""
     if config.delivery == "prefill":
         return run_again(request, kept)
     decoder, prefill = request.decoder, request.prefill
     depth, _ = resolve_layers(config, decoder.num_layers)
     stored = kept[: len(kept) - request.held]
-    compact = torch.arange(len(stored))
-    keys = [prefill.keys_at(layer, stored, compact) for layer in range(depth)]
+    # Distances are all that rotary embeddings see, so the plug-in's shifted positions are these.
+    places = torch.arange(len(stored)) if config.positions == "compact" else stored
+    keys = [prefill.keys_at(layer, stored, places) for layer in range(depth)]
     values = [prefill.values_at(layer, stored) for layer in range(depth)]
-    _, upper, _ = decoder.run(states[: len(stored)], depth, decoder.num_layers)
+    _, upper, _ = decoder.run(states[: len(stored)], depth, decoder.num_layers, places)
     for plain, value in upper:
-        keys.append(decoder.place(plain, compact))
+        keys.append(decoder.place(plain, places))
         values.append(value)
-    return CompressedContext(keys, values, len(stored), stored.tolist())
+    after = len(stored) if config.positions == "compact" else request.tokens - request.held
+    return CompressedContext(keys, values, after, stored.tolist())
 
 
 def method(name: str) -> Method:
@@ -124,7 +136,7 @@ def method(name: str) -> Method:
     config = QuickMergeConfig()
     text = (
         f"{VARIANTS[name][0]}; in the model at two thirds of its depth, logit scale "
-        f"{config.logit_scale:g}, dilation {config.dilation}, epsilon {config.epsilon:g}, "
+        f"{config.logit_scale:g}, epsilon {config.epsilon:g}, "
         f"protected: first {config.protect_first}, last min({config.protect_last}, K/2), special"
     )
     return Method(name, text, lambda request: compress(name, request))

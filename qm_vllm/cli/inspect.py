@@ -37,7 +37,7 @@ def inspect(
     max_kept: MaxKeptOption = None,
     alpha: AlphaOption = None,
     saliency: Annotated[
-        str | None, typer.Option(help="auto, fused, entropy, window, dilated, norm or ned.")
+        str | None, typer.Option(help="auto, query, entropy, norm or ned.")
     ] = None,
     query_visible: QueryVisibleOption = None,
     chat: Annotated[

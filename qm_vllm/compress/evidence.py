@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qm_vllm.compress.entropy import attention_entropy
 from qm_vllm.compress.normalize import absolute
+from qm_vllm.compress.query_attention import QueryAttention
 
 KINDS = frozenset({"entropy", "incoming", "norm", "attention"})
 """Kinds of evidence that a saliency may ask for."""
@@ -24,16 +25,14 @@ class Evidence:
         entropies: per score layer, [N] float32: H of eq. 1-2, in nats.
         incoming: per score layer, [N] float32: entropy of the incoming attention, in nats.
         norms: [N] float32: L2 norms of the states at the encoder's exit.
-        attention: per window layer from low to high, [W, N] float32: the causal softmax
-            attention, averaged over heads, that the last W positions pay to all N. Rows in
-            prompt order.
+        attention: per window layer from low to high, what the last positions look at.
     """
 
     num_tokens: int
     entropies: list[Tensor] = field(default_factory=list)
     incoming: list[Tensor] = field(default_factory=list)
     norms: Tensor | None = None
-    attention: list[Tensor] = field(default_factory=list)
+    attention: list[QueryAttention] = field(default_factory=list)
 
     @classmethod
     def from_states(
@@ -52,8 +51,8 @@ class Evidence:
             layer_states: per score layer, [N, D_l].
             logit_scale: scale of the cosine logits of eq. 1.
             needs: what to compute, a subset of :data:`KINDS`.
-            attention: per window layer, [W, N]; passed through, since states alone cannot
-                give it.
+            attention: per window layer, [H, W, N]: the causal softmax attention of each head
+                from the last W positions, which states alone cannot give.
 
         Raises:
             ValueError: needs holds an unknown kind, or shapes disagree.
@@ -68,11 +67,11 @@ class Evidence:
                     f"layer_states must each be [{count}, D], not {list(layer.shape)}"
                 )
         for weights in attention:
-            if weights.ndim != 2 or weights.shape[1] != count or weights.shape[0] < 1:
+            if weights.ndim != 3 or weights.shape[2] != count or 0 in weights.shape:
                 raise ValueError(
-                    f"attention must each be [W, {count}], not {list(weights.shape)}"
+                    f"attention must each be [H, W, {count}], not {list(weights.shape)}"
                 )
-        result = cls(count, attention=[weights.float() for weights in attention])
+        result = cls(count, attention=[QueryAttention.of(weights) for weights in attention])
         for layer in layer_states:
             result.observe_layer(layer, logit_scale, needs)
         if "norm" in needs:
@@ -113,7 +112,7 @@ _HOW = {
     "incoming": "fill Evidence.incoming (attention_entropy(..., incoming=True)), "
     "or pass layer_states",
     "norm": "fill Evidence.norms with the L2 norms of the states",
-    "attention": "pass attention, the weights [W, N] that the last W positions pay, one "
+    "attention": "pass attention, the weights [H, W, N] of the last W positions, one "
     "tensor a window layer; or choose a query-blind saliency such as 'entropy'",
 }
 

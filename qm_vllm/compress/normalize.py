@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -68,3 +69,23 @@ def average_rank(values: Tensor) -> Tensor:
     ranks = torch.empty(count, dtype=torch.float32, device=values.device)
     ranks[order] = (middle[inverse] / (count - 1)).float()
     return ranks
+
+
+def shared_rank(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
+    """One score from several, each of which fills its share of any budget with its best tokens.
+
+    A token's place is the best it has in any part: its rank there, from 0, over the part's
+    share. Cutting the result anywhere leaves each part about its share, whatever the cut.
+
+    Args:
+        parts: scores [N] (higher = better, finite) and their shares, > 0.
+
+    Returns:
+        [N] float32 in [0, 1], an average rank.
+    """
+    places = torch.stack([
+        (1 - average_rank(values).double()) * (values.shape[0] - 1) / share
+        for values, share in parts
+    ])
+    # Places of different parts can be equal but for rounding: 2 / 0.2 and 5 / 0.5.
+    return average_rank(-torch.round(places.amin(0), decimals=3))

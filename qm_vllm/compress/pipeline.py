@@ -104,12 +104,12 @@ def compress(
 
     Args:
         states: [N, D], or [B, N, D] padded on the right.
-        config: saliency "auto" means "fused" if attention is given and the query may be seen,
+        config: saliency "auto" means "query" if attention is given and the query may be seen,
             else "entropy".
         layer_states: per score layer, the states that entropies are taken from, with the
             leading shape of states. Default: the states themselves.
-        attention: per window layer from low to high, [W, N] or [B, W, N]: the attention that
-            the prompt's last W positions pay, rows in prompt order.
+        attention: per window layer from low to high, [H, W, N] or [B, H, W, N]: the attention
+            of each head from the prompt's last W positions, rows in prompt order.
         token_ids: [N] or [B, N], for the protection of special tokens.
         special_ids: ids of the special tokens.
         lengths: [B], the true length of each prompt of a batch; default N. What lies beyond
@@ -140,7 +140,7 @@ def compress(
             states[row, :size],
             config,
             tuple(layer[row, :size] for layer in layers),
-            tuple(weights[row, :, :size] for weights in attention),
+            tuple(weights[row, ..., :size] for weights in attention),
             None if token_ids is None else torch.as_tensor(token_ids[row])[:size],
             special_ids,
         )

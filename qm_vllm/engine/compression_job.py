@@ -34,8 +34,9 @@ class CompressionJob:
     """Runs one :class:`JobSpec`; :attr:`result` is set when it has ended, well or badly.
 
     Attributes:
-        artifact: keys and values [K - 1, KVH, D] of every layer at compact positions
-            (inject delivery only). The last kept token is left to vLLM, which samples from it.
+        artifact: keys and values [K - 1, KVH, D] of every layer, rotated for the K
+            positions that vLLM will count (inject delivery only). The last kept token is left to
+            vLLM, which samples from it.
     """
 
     def __init__(self, spec: JobSpec, runner: DenseRunner) -> None:
@@ -43,6 +44,7 @@ class CompressionJob:
         self.result: JobResult | None = None
         self.artifact: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._clock = Stopwatch(runner.device)
+        self._positions = spec.config.positions if self.inject else "compact"
         self._units = self._run()
 
     @property
@@ -73,8 +75,9 @@ class CompressionJob:
             compressed = finish(states, evidence, scores, kept, spec.config)
         del states, stream
         if self.inject:
-            yield from self._lower_kv(records, kept[:-1])
-            yield from self._upper_kv(compressed.states[:-1])
+            table = self._table(kept)
+            yield from self._lower_kv(records, kept[:-1], table)
+            yield from self._upper_kv(compressed.states[:-1], table)
         self.result = self._report(compressed)
 
     def _encode(
@@ -125,23 +128,40 @@ class CompressionJob:
         scores = score_tokens(evidence, config, k)
         return scores, select(scores, k, protected)
 
-    def _lower_kv(self, records: list[LayerRecord], kept: torch.Tensor) -> Iterator[int]:
+    def _table(self, kept: torch.Tensor) -> torch.Tensor | None:
+        """Angles that leave each kept token as far from the prompt's end as it was.
+
+        vLLM goes on from position K - 1; the kept token i sits at kept_i - (N - K), which may
+        be negative.
+        """
+        if self.spec.config.positions == "compact" or len(kept) == len(self.spec.token_ids):
+            return None
+        table = self.runner.place(kept[:-1] - (len(self.spec.token_ids) - len(kept)))
+        if table is None:
+            self._positions = "compact"
+        return table
+
+    def _lower_kv(
+        self, records: list[LayerRecord], kept: torch.Tensor, table: torch.Tensor | None
+    ) -> Iterator[int]:
         for layer, record in enumerate(records):
             with self._clock.phase("merge"):
                 assert record.plain_keys is not None
                 assert record.values is not None
-                keys = self.runner.rotate(layer, record.plain_keys[kept])
+                keys = self.runner.rotate(layer, record.plain_keys[kept], table)
                 self.artifact.append((keys, record.values[kept]))
                 record.plain_keys = record.values = None
         yield len(kept)
 
-    def _upper_kv(self, states: torch.Tensor) -> Iterator[int]:
+    def _upper_kv(
+        self, states: torch.Tensor, table: torch.Tensor | None
+    ) -> Iterator[int]:
         stream, rows = Stream(states), states.shape[0]
         for layer in range(self.spec.encoder_layers, len(self.runner.view.layers)):
             record = self.runner.record_for(
                 layer, rows, plain_keys=False, rotated_keys=True, values=True
             )
-            yield from self._timed("upper", self.runner.run_layer(layer, stream, record))
+            yield from self._timed("upper", self.runner.run_layer(layer, stream, record, table))
             assert record.rotated_keys is not None
             assert record.values is not None
             self.artifact.append((record.rotated_keys, record.values))
@@ -159,6 +179,7 @@ class CompressionJob:
         figures = {
             "encoder_layers": self.spec.encoder_layers,
             "saliency": self.spec.config.effective_saliency,
+            "positions": self._positions,
             "gamma": compressed.gamma,
             "retained_norm": compressed.retained_norm,
             "reconstruction_error": compressed.reconstruction_error,

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from qm_vllm.compress import QueryAttention
 from qm_vllm.engine.adapters.decoder import DecoderView
 from qm_vllm.engine.dense_attention import DenseAttention, choose_backend
-from qm_vllm.engine.fused_ops import rotary_forward
+from qm_vllm.engine.fused_ops import rotary_forward, rotary_table
 
 
 class _RotaryTap(nn.Module):
@@ -124,13 +125,20 @@ class DenseRunner:
             record.queries = buffer(min(num_queries, num_tokens), attn.num_heads)
         return record
 
-    def run_layer(self, layer: int, stream: Stream, record: LayerRecord) -> Iterator[int]:
-        """Run one layer over all rows of ``stream``, in place; yields the rows of each chunk."""
+    def run_layer(
+        self, layer: int, stream: Stream, record: LayerRecord, table: torch.Tensor | None = None
+    ) -> Iterator[int]:
+        """Run one layer over all rows of ``stream``, in place; yields the rows of each chunk.
+
+        Rows sit at positions 0..N-1, or at those of a ``table`` from :meth:`place`.
+        """
         view = self.view.layers[layer]
         hidden, residual = stream.hidden, stream.residual
         rest = torch.empty_like(hidden) if residual is None else residual
         num_tokens = hidden.shape[0]
-        rotary = _RotaryTap(rotary_forward(view.rotary, self.device), record.plain_keys)
+        rotary = _RotaryTap(
+            rotary_forward(view.rotary, self.device, table), record.plain_keys
+        )
         attn = _AttentionTap(self.attention, view.attn, num_tokens, record)
         self.attention.begin(num_tokens)
         for start in range(0, num_tokens, self.chunk):
@@ -147,39 +155,56 @@ class DenseRunner:
             yield stop - start
         stream.residual = rest
 
-    def rotate(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
-        """Rotary embedding of plain ``keys`` [K, KVH, D] at positions 0..K-1."""
+    def place(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """Table for :meth:`run_layer` and :meth:`rotate` that puts rows at these positions [K].
+
+        None where the model's rotary embedding has no plain table of angles, or its layers do
+        not share one.
+        """
+        rotary = [view.rotary for view in self.view.layers]
+        shared = all(one is rotary[0] for one in rotary)
+        return rotary_table(rotary[0], positions) if shared else None
+
+    def rotate(
+        self, layer: int, keys: torch.Tensor, table: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Rotary embedding of plain ``keys`` [K, KVH, D], at positions 0..K-1 or the table's."""
         flat = keys.reshape(keys.shape[0], -1).clone()
         positions = torch.arange(keys.shape[0], device=self.device)
-        rotary = rotary_forward(self.view.layers[layer].rotary, self.device)
+        rotary = rotary_forward(self.view.layers[layer].rotary, self.device, table)
         _, rotated = rotary(positions, flat.clone(), flat)
         return rotated.reshape(keys.shape)
 
-    def window_attention(self, layer: int, record: LayerRecord) -> torch.Tensor:
-        """Causal attention of the recorded last queries, mean over heads: [W, N] float32."""
+    def window_attention(self, layer: int, record: LayerRecord) -> QueryAttention:
+        """What the recorded last queries look at, over the heads of all ranks."""
         assert record.queries is not None
         assert record.rotated_keys is not None
         attn = self.view.layers[layer].attn
         queries, keys = record.queries.float(), record.rotated_keys.float()
         window, num_tokens = queries.shape[0], keys.shape[0]
         grouped = queries.reshape(window, attn.num_kv_heads, -1, attn.head_size)
-        logits = torch.einsum("wkgd,nkd->kgwn", grouped, keys) * float(attn.impl.scale)
-        first = num_tokens - window
-        mask = torch.ones(window, num_tokens, dtype=torch.bool, device=keys.device).tril(first)
-        weights = logits.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-        return mean_over_heads(weights.flatten(0, 1))
+        future = torch.ones(window, num_tokens, dtype=torch.bool, device=keys.device)
+        future = future.triu(num_tokens - window + 1)
+        parts = []
+        for head in range(attn.num_kv_heads):  # one at a time: [H / KVH, W, N] is held
+            logits = torch.einsum("wgd,nd->gwn", grouped[:, head], keys[:, head])
+            logits = (logits * float(attn.impl.scale)).masked_fill_(future, float("-inf"))
+            parts.append(QueryAttention.of(logits.softmax(-1)))
+        return over_ranks(QueryAttention.joined(parts))
 
 
-def mean_over_heads(weights: torch.Tensor) -> torch.Tensor:
-    """Mean of [H, W, N] over the heads of all tensor-parallel ranks."""
+def over_ranks(part: QueryAttention) -> QueryAttention:
+    """The same over the heads of all tensor-parallel ranks, equal on each of them."""
     from vllm.distributed import (
         get_tensor_model_parallel_world_size,
-        tensor_model_parallel_all_reduce,
+        tensor_model_parallel_all_gather,
     )
 
-    mean = weights.mean(dim=0)
-    ranks = get_tensor_model_parallel_world_size()
-    return mean if ranks == 1 else tensor_model_parallel_all_reduce(mean) / ranks
+    if get_tensor_model_parallel_world_size() == 1:
+        return part
+    rows = torch.stack((part.recent, part.question, part.energy))
+    gathered = tensor_model_parallel_all_gather(rows, dim=0)
+    return QueryAttention.joined([QueryAttention(*ranks) for ranks in gathered.split(3)])
 
 
 def self_check(runner: DenseRunner, num_tokens: int = 64) -> str | None:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 FORWARD = "_forward_method"
+CACHE = "cos_sin_cache"
 
 
 def fused_forwards(layer: nn.Module) -> list[tuple[Any, Callable[..., Any]]]:
@@ -37,10 +38,44 @@ def fused_forwards(layer: nn.Module) -> list[tuple[Any, Callable[..., Any]]]:
     return found
 
 
-def rotary_forward(rotary: Any, device: torch.device) -> Callable[..., Any]:
-    """The rotary embedding's kernel form, also where vLLM runs the model compiled."""
+def rotary_forward(
+    rotary: Any, device: torch.device, table: torch.Tensor | None = None
+) -> Callable[..., Any]:
+    """The rotary embedding's kernel form, also where vLLM runs the model compiled.
+
+    Args:
+        table: answers for the module's own cache for the moment of each call; positions are
+            then rows of it (:func:`rotary_table`).
+    """
     kind = "forward_cpu" if device.type == "cpu" else "forward_cuda"
-    return getattr(rotary, kind, rotary)  # type: ignore[no-any-return]
+    own = getattr(rotary, kind, rotary)
+    if table is None:
+        return own  # type: ignore[no-any-return]
+
+    def forward(*inputs: torch.Tensor) -> Any:
+        buffers = rotary._buffers
+        kept, buffers[CACHE] = buffers[CACHE], table
+        try:
+            return own(*inputs)
+        finally:
+            buffers[CACHE] = kept
+
+    return forward
+
+
+def rotary_table(rotary: Any, positions: torch.Tensor) -> torch.Tensor | None:
+    """Rows [K, rotary_dim] of cosines and sines at positions [K], which may be negative.
+
+    A rotation by -p is the one by p with the sine's sign turned, under any scaling of the
+    frequencies. None where the module keeps its angles in another way.
+    """
+    cache = getattr(rotary, "_buffers", {}).get(CACHE)
+    if cache is None or cache.ndim != 2:
+        return None
+    table: torch.Tensor = cache[positions.abs().to(cache.device)].clone()
+    half = table.shape[1] // 2
+    table[:, half:] *= torch.where(positions < 0, -1, 1).to(table)[:, None]
+    return table
 
 
 def _rms_norm(module: Any) -> Callable[..., Any]:

@@ -110,7 +110,7 @@ def test_every_merge_and_grouping_runs(llm, merge, grouping):
     assert 0 < report["gamma"] < 1
 
 
-@pytest.mark.parametrize("saliency", ["fused", "entropy", "window", "dilated", "norm", "ned"])
+@pytest.mark.parametrize("saliency", ["query", "entropy", "norm", "ned"])
 def test_every_saliency_runs(llm, saliency):
     ((_, report),) = run(llm, [random_prompt(420, 6)], greedy(4, saliency=saliency))
     assert report["status"] == "compressed", report

@@ -99,7 +99,7 @@ def test_http_style_options_are_read(llm):
         llm, [ids], raw({"kv_transfer_params": {"quickmerge": {"ratio": 0.25}}})
     )
     assert one["saliency"] == "entropy"
-    assert two["saliency"] == "fused"
+    assert two["saliency"] == "query"
     assert one["kept_tokens"] == two["kept_tokens"] <= 125
 
 

@@ -30,7 +30,7 @@ def test_decoder_without_adapter(tmp_path):
         kept = [ids[i] for i in report["details"]["kept_indices"]]
         ((want, _),) = run(llm, [kept], greedy(12, enabled=False))
         assert got == want
-        ((_, report),) = run(llm, [ids], greedy(4, delivery="prefill", saliency="window"))
+        ((_, report),) = run(llm, [ids], greedy(4, delivery="prefill", saliency="query"))
         assert report["status"] == "untouched"
         assert "needs attention" in report["reason"]
 

@@ -24,14 +24,14 @@ def states(n: int, d: int = 16, seed: int = 0, dtype: torch.dtype = torch.float3
 
 
 def attention(n: int, window: int = 32, layers: int = 2, seed: int = 0) -> list[Tensor]:
-    """Causal softmax attention of the last positions, per layer [min(window, n), n]."""
+    """Causal softmax attention of the last positions, per layer [3, min(window, n), n]."""
     generator = torch.Generator().manual_seed(seed + 1)
     result = []
     for _ in range(layers):
         rows = min(window, n)
-        logits = 2 * torch.randn(rows, n, generator=generator)
+        logits = 2 * torch.randn(3, rows, n, generator=generator)
         future = torch.arange(n)[None] > torch.arange(n - rows, n)[:, None]
-        result.append(logits.masked_fill(future, -torch.inf).softmax(1))
+        result.append(logits.masked_fill(future, -torch.inf).softmax(-1))
     return result
 
 

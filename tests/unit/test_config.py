@@ -12,11 +12,11 @@ from qm_vllm import config as configuration
 from qm_vllm.config import ConfigError, QuickMergeConfig, parse_request_args, request_args
 
 NUMBERS = (
-    "ratio", "alpha", "logit_scale", "entropy_weight", "epsilon", "temperature",
+    "ratio", "alpha", "logit_scale", "epsilon", "temperature",
 )
 COUNTS = {
     "min_tokens": 2, "max_kept": 1, "min_kept": 1, "protect_first": 0, "protect_last": 1,
-    "encoder_layers": 1, "dilation": 0, "encoder_chunk_tokens": 16, "max_live_jobs": 1,
+    "encoder_layers": 1, "encoder_chunk_tokens": 16, "max_live_jobs": 1,
     "memo_entries": 0,
 }
 
@@ -127,7 +127,7 @@ def test_override_replaces_the_whole_budget():
 
 
 def test_effective_saliency():
-    assert QuickMergeConfig().effective_saliency == "fused"
+    assert QuickMergeConfig().effective_saliency == "query"
     assert QuickMergeConfig(query_visible=False).effective_saliency == "entropy"
     assert QuickMergeConfig(saliency="ned").effective_saliency == "ned"
 
@@ -137,13 +137,13 @@ def test_fingerprint_changes_with_what_is_kept_only():
     for name in ("enabled", "min_tokens", "max_live_jobs", "memo_entries"):
         value = {"enabled": False}.get(name, 77)
         assert QuickMergeConfig(**{name: value}).fingerprint() == base.fingerprint()
-    for values in ({"ratio": 0.3}, {"merge": "mean"}, {"epsilon": 0.5}, {"dilation": 3}):
+    for values in ({"ratio": 0.3}, {"merge": "mean"}, {"epsilon": 0.5}, {"positions": "compact"}):
         assert QuickMergeConfig(**values).fingerprint() != base.fingerprint()
 
 
 def test_request_args_round_trip():
     values = {"ratio": 0.3, "protect_ranges": ((1, 5), (7, 9)), "score_layers": (5, 10),
-              "saliency": "window", "enabled": True}
+              "saliency": "norm", "enabled": True}
     carried = json.loads(json.dumps(request_args(**values)))
     assert all(isinstance(v, (bool, int, float, str)) for v in carried.values())
     changed = QuickMergeConfig().override(parse_request_args(carried))

@@ -16,7 +16,7 @@ def page_input(**changes):
         "scores": [1.0, 0.5, 0.0, 0.25],
         "groups": [0, 0, -1, 1],
         "protected": [True, False, False, False],
-        "report": {"kv_blocks": 2, "block_size": 32, "kv_bytes": 3 * 2**20, "saliency": "fused"},
+        "report": {"kv_blocks": 2, "block_size": 32, "kv_bytes": 3 * 2**20, "saliency": "query"},
     }
     return data | changes
 
@@ -46,7 +46,7 @@ def test_counts_are_those_of_the_data():
         ("Protected", "1"),
         ("KV blocks", "2 × 32 tokens"),
         ("KV cache", "3.00 MiB"),
-        ("Saliency", "fused"),
+        ("Saliency", "query"),
     ):
         assert f"<dt>{name}</dt><dd>{value}</dd>" in page
     assert "anchor, in the KV cache (2)" in page

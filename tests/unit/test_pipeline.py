@@ -88,13 +88,13 @@ def test_ragged_batch_equals_single_prompts(saliency, dtype):
     config = QuickMergeConfig(saliency=saliency, ratio=0.3, protect_last=8, alpha=0.1)
     x = torch.full((4, 120, 12), float("nan"), dtype=dtype)
     layer = torch.full((4, 120, 8), float("nan"), dtype=dtype)
-    attention = [torch.full((4, 16, 120), float("nan")) for _ in range(2)]
+    attention = [torch.full((4, 3, 16, 120), float("nan")) for _ in range(2)]
     ids = torch.randint(0, 9, (4, 120), generator=torch.Generator().manual_seed(0))
     for row, size in enumerate(lengths):
         x[row, :size] = helpers.states(size, 12, row, dtype)
         layer[row, :size] = helpers.states(size, 8, row + 50, dtype)
         for weights, paid in zip(attention, helpers.attention(size, 16, seed=row), strict=True):
-            weights[row, :, :size] = paid.mean(0) if size < 16 else paid
+            weights[row, :, :, :size] = paid.mean(1, keepdim=True) if size < 16 else paid
     together = compress(
         x, config, layer_states=[layer], attention=attention, token_ids=ids,
         special_ids=frozenset({3}), lengths=torch.tensor(lengths),
@@ -102,7 +102,7 @@ def test_ragged_batch_equals_single_prompts(saliency, dtype):
     for row, size in enumerate(lengths):
         alone = compress(
             x[row, :size].clone(), config, layer_states=[layer[row, :size].clone()],
-            attention=[weights[row, :, :size].clone() for weights in attention],
+            attention=[weights[row, :, :, :size].clone() for weights in attention],
             token_ids=ids[row, :size].tolist(), special_ids=frozenset({3}),
         )
         assert_same(together[row], alone)
@@ -134,15 +134,15 @@ def test_prompts_that_come_back_untouched(n, fields):
 @pytest.mark.parametrize(("saliency", "grouping", "merge"), helpers.COMBINATIONS)
 def test_equal_tokens_keep_the_first_ones(saliency, grouping, merge, value):
     x = torch.full((100, 4), value)
-    attention = [torch.full((16, 100), 0.01)] * 2
+    attention = [torch.full((2, 16, 100), 0.01)] * 2
     config = QuickMergeConfig(
         saliency=saliency, grouping=grouping, merge=merge, ratio=0.8, protect_first=0
     )
     result = compress(x, config, attention=attention)
     assert_valid(result, x)
     assert torch.allclose(result.states, torch.full((80, 4), value))
-    if "window" in saliency or saliency in ("entropy", "norm", "ned"):
-        assert result.kept.tolist() == [*range(16), *range(36, 100)]
+    if saliency in ("entropy", "norm", "ned"):
+        assert result.kept.tolist() == [*range(48), *range(68, 100)]
 
 
 def test_rounding_across_tiles_is_not_taken_for_saliency():
@@ -150,14 +150,14 @@ def test_rounding_across_tiles_is_not_taken_for_saliency():
     assert set(compress(x, QuickMergeConfig(protect_last=1)).scores.tolist()) == {0.5}
 
 
-def test_auto_without_attention_is_entropy_and_fused_says_what_it_needs():
+def test_auto_without_attention_is_entropy_and_query_says_what_it_needs():
     x = helpers.states(100)
     entropy = compress(x, QuickMergeConfig(saliency="entropy", ratio=0.8))
     assert_same(compress(x, QuickMergeConfig(ratio=0.8)), entropy)
     blind = QuickMergeConfig(ratio=0.8, query_visible=False)
     assert_same(compress(x, blind, attention=helpers.attention(100)), entropy)
-    with pytest.raises(ValueError, match="'fused' needs attention evidence: pass attention"):
-        compress(x, QuickMergeConfig(saliency="fused", ratio=0.8))
+    with pytest.raises(ValueError, match="'query' needs attention evidence: pass attention"):
+        compress(x, QuickMergeConfig(saliency="query", ratio=0.8))
 
 
 def test_alpha_keeps_the_sharp_tokens():
@@ -192,7 +192,7 @@ X = helpers.states(100)
         (lambda c: compress(X.masked_fill(X.eq(X[4, 2]), math.inf), c), "states hold NaN or inf"),
         (lambda c: compress(X, c, layer_states=[X * math.nan]), "layer_states hold NaN"),
         (lambda c: compress(X, c, layer_states=[X[1:]]), "layer_states must"),
-        (lambda c: compress(X, c, attention=[torch.ones(3, 9)]), "attention must"),
+        (lambda c: compress(X, c, attention=[torch.ones(1, 3, 9)]), "attention must"),
         (lambda c: compress(X, c, token_ids=[1, 2]), "token_ids has 2"),
         (lambda c: compress(X, c, lengths=[100]), "lengths belong to a batch"),
         (lambda c: compress(X[None], c, lengths=[101]), "lengths must be 1"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from qm_vllm import config as configuration
 from qm_vllm.compress import (
     SALIENCIES,
     Evidence,
+    QueryAttention,
     absolute_saliency,
     average_rank,
     min_max,
@@ -16,6 +19,8 @@ from qm_vllm.compress import (
     score_tokens,
 )
 from qm_vllm.compress.evidence import KINDS
+from qm_vllm.compress.normalize import shared_rank
+from qm_vllm.compress.saliency import query
 from qm_vllm.config import QuickMergeConfig
 from tests.unit import helpers
 
@@ -58,7 +63,7 @@ def test_needs_are_enough_and_each_is_necessary(method):
 
 
 def test_auto_follows_query_visible_and_alpha_adds_entropy():
-    assert needs(QuickMergeConfig()) == {"entropy", "attention"}
+    assert needs(QuickMergeConfig()) == {"attention"}
     assert needs(QuickMergeConfig(query_visible=False)) == {"entropy"}
     assert needs(QuickMergeConfig(saliency="norm", alpha=0.4)) == {"norm", "entropy"}
 
@@ -79,49 +84,76 @@ def test_isolated_token_is_the_most_salient():
     assert score_tokens(e, QuickMergeConfig(saliency="entropy"), 1).argmax() == 7
 
 
-def reference_dilated(attention, protect_first, span):
-    n = attention[0].shape[1]
-    w = [0.0] * n
-    for layer in attention:
-        mean = layer[-16:].mean(0)
-        for i in range(n):
-            w[i] += float((mean[i] - mean.min()) / (mean.max() - mean.min()))
-    for i in range(n):
-        if i < protect_first or i >= n - 40:
-            w[i] = 0.0
-    d = [max(w[max(0, i - span) : i + 5]) for i in range(n)]
-    return average_rank(torch.tensor(d))
+def reference_spread(values, ahead, behind):
+    n = len(values)
+    return [
+        max(
+            math.log(max(values[j], 1e-9)) - ((i - j) / ahead if i >= j else (j - i) / behind)
+            for j in range(n)
+        )
+        for i in range(n)
+    ]
 
 
-@pytest.mark.parametrize(
-    ("dilation", "k", "span"), [(64, 400, 64), (64, 80, 20), (64, 10, 16), (8, 400, 8), (0, 9, 0)]
-)
-def test_dilated_equals_its_definition(dilation, k, span):
-    attention = helpers.attention(200)
-    config = QuickMergeConfig(saliency="dilated", dilation=dilation)
-    got = score_tokens(Evidence(200, attention=attention), config, k)
-    assert torch.allclose(got, reference_dilated(attention, 4, span), atol=1e-6)
+def test_query_equals_its_definition():
+    n, layers = 90, helpers.attention(90)
+    heads = torch.cat(layers).double()
+    recent = heads[:, -8:].mean(1)
+    age = torch.exp(-torch.arange(31, -1, -1, dtype=torch.float64) / 24)
+    views = (
+        (recent.amax(0), 64, 0.2),
+        ((heads * age[None, :, None]).amax((0, 1)), 8, 0.5),
+        (recent.square().sum(0).sqrt(), 2, 0.3),
+    )
+    places = []
+    for view, ahead, share in views:
+        view[:4] = view[-20:] = 0
+        spread = torch.tensor(reference_spread(view.tolist(), ahead, 2), dtype=torch.float64)
+        places.append((1 - average_rank(spread).double()) * (n - 1) / share)
+    expected = average_rank(-torch.stack(places).amin(0).round(decimals=3))
+    e = Evidence(n, attention=[QueryAttention.of(layer) for layer in layers])
+    got = score_tokens(e, QuickMergeConfig(saliency="query", protect_last=20), 30)
+    # The views are float32: a pair of near-equal tokens may change places.
+    assert (got - expected).abs().max() <= 1.5 / (n - 1)
 
 
-def test_window_equals_its_definition():
-    low, top = helpers.attention(100, window=48)
-    mean = top[-32:].mean(0).tolist()
-    pooled = torch.tensor([max(mean[max(0, i - 3) : i + 4]) for i in range(100)])
-    got = score_tokens(Evidence(100, attention=[low, top]), QuickMergeConfig(saliency="window"), 9)
-    assert torch.allclose(got, average_rank(pooled))
+def test_a_strong_peak_takes_more_of_what_follows():
+    weights = torch.zeros(100)
+    weights[20], weights[60] = 0.5, 0.01
+    spread = query.reach(weights, 8, 2)
+    best = spread.topk(20).indices.sort().values
+    assert best.tolist()[:1] == [18]
+    assert set(range(20, 34)) <= set(best.tolist())
+    assert 60 in best.tolist()
+    assert torch.isfinite(query.reach(torch.zeros(5), 8, 2)).all()
 
 
-def test_fused_is_the_maximum_of_its_parts():
-    e = evidence(150)
-    parts = {
-        name: score_tokens(e, QuickMergeConfig(saliency=name), 30)
-        for name in ("entropy", "dilated", "window")
-    }
-    expected = torch.stack(
-        [0.6 * average_rank(parts["entropy"]), parts["dilated"], parts["window"]]
-    ).amax(0)
-    got = score_tokens(e, QuickMergeConfig(saliency="fused", entropy_weight=0.6), 30)
-    assert torch.equal(got, expected)
+def test_one_looking_head_is_not_drowned_by_the_others():
+    weights = torch.full((8, 16, 200), 1 / 200)
+    weights[5, :, 77] = 0.5
+    e = Evidence(200, attention=[QueryAttention.of(weights)])
+    scores = score_tokens(e, QuickMergeConfig(saliency="query"), 20)
+    assert scores.argmax() == 77
+
+
+def test_shares_of_any_budget():
+    n = 1000
+    first, second = torch.arange(n).float(), -torch.arange(n).float()
+    score = shared_rank([(first, 0.75), (second, 0.25)])
+    for k in (8, 100, 400):
+        kept = score.topk(k).indices
+        assert (kept >= n // 2).sum() == pytest.approx(0.75 * k, abs=1)
+    assert torch.equal(shared_rank([(first, 0.3)]), average_rank(first))
+
+
+def test_heads_of_ranks_join_to_the_same_attention():
+    (weights,) = helpers.attention(60, layers=1)
+    whole = QueryAttention.of(weights)
+    split = QueryAttention.joined([QueryAttention.of(weights[:1]), QueryAttention.of(weights[1:])])
+    for name in ("recent", "question", "energy"):
+        torch.testing.assert_close(getattr(split, name), getattr(whole, name))
+    with pytest.raises(ValueError, match=r"\[H, W, N\]"):
+        QueryAttention.of(weights[0])
 
 
 def test_norm_and_ned():
@@ -143,7 +175,7 @@ def test_norm_and_ned():
     [
         ({"needs": {"colour"}}, "colour"),
         ({"layer_states": [torch.ones(4, 2)]}, "layer_states"),
-        ({"attention": [torch.ones(2, 4)]}, "attention"),
+        ({"attention": [torch.ones(1, 2, 4)]}, "attention"),
     ],
 )
 def test_bad_evidence_is_named(kwargs, words):

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from qm_vllm.compress.evidence import Evidence
-from qm_vllm.compress.saliency import dilated, entropy, fused, ned, norm, window
+from qm_vllm.compress.saliency import entropy, ned, norm, query
 from qm_vllm.config import ConfigError, QuickMergeConfig
 
 
@@ -19,10 +19,8 @@ class Score(Protocol):
 
 
 _MODULES: dict[str, ModuleType] = {
-    "fused": fused,
+    "query": query,
     "entropy": entropy,
-    "window": window,
-    "dilated": dilated,
     "norm": norm,
     "ned": ned,
 }
@@ -46,7 +44,7 @@ def score_tokens(evidence: Evidence, config: QuickMergeConfig, k: int) -> Tensor
     Args:
         evidence: of one prompt of N tokens; must hold what :func:`needs` names.
         config: chooses the method and its settings.
-        k: tokens to be kept; the dilation's span follows it.
+        k: tokens to be kept.
 
     Returns:
         [N] float32 in [0, 1], higher = keep.

@@ -81,7 +81,7 @@ def test_the_same_request_gives_the_same_bits(prefill, name):
 def test_variants_of_quickmerge_differ(prefill):
     seen = {
         name: tuple(METHODS[name].compress(request_for(prefill, 100)).kept or ())
-        for name in ("quickmerge", "quickmerge-entropy", "quickmerge-norm", "quickmerge-window")
+        for name in ("quickmerge", "quickmerge-entropy", "quickmerge-norm", "quickmerge-ned")
     }
     assert len(set(seen.values())) == len(seen)
 
@@ -100,14 +100,16 @@ def test_quickmerge_matches_the_core(prefill):
     special = frozenset({ids[0], ids[5]})
     truth = compress(
         prefill.states[depth], config, layer_states=prefill.states[first:last],
-        attention=[prefill.attention(layer, 32) for layer in (depth - 2, depth - 1)],
+        attention=[prefill.head_attention(layer, 64) for layer in (depth - 2, depth - 1)],
         token_ids=ids, special_ids=special,
     )
     places = tuple(i for i, token in enumerate(ids) if token in special)
     request = Request(prefill, 1, 90, special=places)
     ours = METHODS["quickmerge"].compress(request)
     assert ours.kept == truth.kept[:-1].tolist()
-    _, upper, _ = prefill.decoder.run(truth.states[:-1], depth, prefill.decoder.num_layers)
+    _, upper, _ = prefill.decoder.run(
+        truth.states[:-1], depth, prefill.decoder.num_layers, truth.kept[:-1]
+    )
     torch.testing.assert_close(ours.values[depth], upper[0][1])
     torch.testing.assert_close(ours.values[-1], upper[-1][1])
 
