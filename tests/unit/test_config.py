@@ -83,7 +83,7 @@ def test_flags(name):
         ({"score_layers": (5, 2)}, "score_layers has (5, 2)"),
         ({"score_layers": (5, 12), "encoder_layers": 10}, "encoder_layers=10"),
         ({"max_kept": 100, "min_kept": 101}, "min_kept=101 is larger than max_kept=100"),
-        ({"max_kept": 67}, "protect_first + protect_last = 68"),
+        ({"max_kept": 35}, "protect_first + protect_last = 36"),
     ],
 )
 def test_fields_that_contradict_each_other(values, words):

@@ -1,4 +1,4 @@
-"""The tables of eval/results/README.md say what the committed CSV files say."""
+"""The tables of eval/results say what the committed CSV files say."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 RESULTS = Path(__file__).parents[3] / "eval" / "results"
 
 
-def tables() -> Iterator[tuple[str, float, list[list[str]]]]:
-    """Section heading, ratio last named (NaN: none) and cells of each table of the README."""
+def tables(page: str = "README.md") -> Iterator[tuple[str, float, list[list[str]]]]:
+    """Section heading, ratio last named (NaN: none) and cells of each table of a page."""
     section, ratio, lines = "", math.nan, []
-    for line in [*(RESULTS / "README.md").read_text(encoding="utf-8").splitlines(), ""]:
+    for line in [*(RESULTS / page).read_text(encoding="utf-8").splitlines(), ""]:
         if line.startswith("|"):
             lines.append([cell.strip(" *") for cell in line.strip("|").split("|")])
             continue
@@ -29,8 +29,8 @@ def tables() -> Iterator[tuple[str, float, list[list[str]]]]:
             ratio = 1 / int(found.group(1))
 
 
-def retention_tables() -> list[tuple[str, float, list[list[str]]]]:
-    return [table for table in tables() if table[2][0][0] == "method"]
+def retention_tables(page: str = "README.md") -> list[tuple[str, float, list[list[str]]]]:
+    return [table for table in tables(page) if table[2][0][0] == "method"]
 
 
 @pytest.mark.parametrize(("section", "ratio", "cells"), retention_tables())
@@ -58,3 +58,28 @@ def test_retention_is_that_of_the_csv(section: str, ratio: float, cells: list[li
 def test_every_table_was_looked_at() -> None:
     assert len(retention_tables()) == 6
     assert len(list(tables())) == 9
+
+
+@pytest.mark.parametrize(("section", "ratio", "cells"), retention_tables("query.md"))
+def test_the_new_default_against_the_peers(
+    section: str, ratio: float, cells: list[list[str]]
+) -> None:
+    """Own rows from the new runs; rows that these do not have from the first study."""
+    length = int(re.sub(r"\D", "", section))
+    frames = [
+        pd.read_csv(RESULTS / name / "families.csv")
+        for name in ("smollm2-query", "smollm2-query-4096", "smollm2")
+    ]
+    checked = 0
+    for line in cells[1:]:
+        for frame in frames:
+            own = frame[
+                (frame["method"] == line[0]) & (frame["length"] == length)
+                & frame["query_visible"] & ((frame["ratio"] - ratio).abs() < 1e-6)
+            ].set_index("family")["retention"]
+            if len(own):
+                break
+        for family, said in zip(cells[0][1:], line[1:], strict=True):
+            assert float(said) == pytest.approx(own[family], abs=0.00501), (line[0], family)
+            checked += 1
+    assert checked >= 12
