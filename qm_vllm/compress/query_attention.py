@@ -24,7 +24,7 @@ class QueryAttention:
         recent: [N] float32, the highest attention of any head, mean over :data:`RECENT` queries.
         question: [N] float32, the highest attention of any head and query, queries weighted by
             ``exp(-age / AGE)``.
-        energy: [N] float32, sum over heads of the squared attention, mean over
+        energy: [N] float32, sum over heads of the square of each head's mean over
             :data:`RECENT` queries.
     """
 
