@@ -53,7 +53,9 @@ OPTIONAL: tuple[tuple[str, str], ...] = (
     ("vllm.model_executor.layers.activation", "SiluAndMul"),
 )
 """(module, attribute) of fast paths: attention in dense_attention.py (without it, torch's), and
-in fused_ops.py modules whose ``_forward_method`` is replaced (without it, their own)."""
+in fused_ops.py modules whose ``_forward_method`` is replaced (without it, their own).
+The rotary module's buffer ``cos_sin_cache``, also in fused_ops.py, is looked for on the loaded model:
+without it, kept tokens get compact positions, and the report says so."""
 
 
 @dataclass(frozen=True)
