@@ -54,7 +54,7 @@ OPTIONAL: tuple[tuple[str, str], ...] = (
 )
 """(module, attribute) of fast paths: attention in dense_attention.py (without it, torch's), and
 in fused_ops.py modules whose ``_forward_method`` is replaced (without it, their own).
-The rotary module's buffer ``cos_sin_cache``, also in fused_ops.py, is looked for on the loaded model:
+The rotary buffer ``cos_sin_cache``, also in fused_ops.py, is looked for on the loaded model:
 without it, kept tokens get compact positions, and the report says so."""
 
 
