@@ -47,6 +47,10 @@ class QuickMergeConfig:
     alpha: float | None = None
     """The paper's entropy threshold, in [0, 1]: keep a token where its normalised saliency
     is at least alpha. The paper's value is 0.45."""
+    max_error: float | None = None
+    """Largest error of the attention outputs of the prompt's end, in [0, 1], relative to those
+    over all tokens (:class:`~qm_vllm.compress.attention_error.AttentionError`): the smallest K
+    that meets it, at most what the other budget fields allow."""
     min_kept: int = 1
     """K_min: lower bound on K, unless the prompt is shorter. Tokens, >= 1."""
 
@@ -109,9 +113,9 @@ class QuickMergeConfig:
         "enabled", "min_tokens", "ratio", "max_kept", "alpha", "min_kept", "protect_first",
         "protect_last", "protect_special", "protect_ranges", "saliency", "query_visible",
         "encoder_layers", "score_layers", "logit_scale", "grouping", "merge", "epsilon",
-        "delivery", "positions", "details",
+        "delivery", "positions", "details", "max_error",
     })
-    BUDGET_FIELDS: ClassVar[tuple[str, ...]] = ("ratio", "max_kept", "alpha")
+    BUDGET_FIELDS: ClassVar[tuple[str, ...]] = ("ratio", "max_kept", "alpha", "max_error")
     DEFAULT_RATIO: ClassVar[float] = 0.4
 
     def __post_init__(self) -> None:
@@ -127,8 +131,9 @@ class QuickMergeConfig:
                 object.__setattr__(self, name, _integer(name, getattr(self, name), 1))
         if self.ratio is not None:
             object.__setattr__(self, "ratio", _real("ratio", self.ratio, 0.0, 1.0, open_low=True))
-        if self.alpha is not None:
-            object.__setattr__(self, "alpha", _real("alpha", self.alpha, 0.0, 1.0))
+        for name in ("alpha", "max_error"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _real(name, getattr(self, name), 0.0, 1.0))
         for name, least, most, open_low in (
             ("logit_scale", 0.0, 1e4, True), ("epsilon", 0.0, 1.0, False),
             ("temperature", 0.0, 1e4, True),
@@ -187,7 +192,7 @@ class QuickMergeConfig:
     def override(self, values: Mapping[str, Any]) -> QuickMergeConfig:
         """The configuration of one request: this one with some request fields replaced.
 
-        A request that names any of ratio, max_kept and alpha replaces the whole budget.
+        A request that names any of :attr:`BUDGET_FIELDS` replaces the whole budget.
 
         Raises:
             ConfigError: a name is unknown or fixed at engine start, or a value impossible.

@@ -7,7 +7,7 @@ from qm_vllm.config import ConfigError, QuickMergeConfig
 WINDOW_QUERIES = 64
 """Last positions of the prompt whose attention is recorded."""
 WINDOW_LAYERS = 2
-"""Layers just below E in which it is recorded."""
+"""Layers just below E in which it is recorded, sliding-window layers not counted."""
 
 
 def encoder_depth(config: QuickMergeConfig, num_layers: int) -> int:

@@ -54,6 +54,8 @@ def make_tiny_model(family: str, folder: Path, *, layers: int = 6, seed: int = 0
     """A random decoder of the family: hidden 128, 4 heads, 2 KV heads, 512 tokens."""
     import torch
     from transformers import (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
         LlamaConfig,
         LlamaForCausalLM,
         MistralConfig,
@@ -78,6 +80,11 @@ def make_tiny_model(family: str, folder: Path, *, layers: int = 6, seed: int = 0
         "mistral": lambda: MistralForCausalLM(MistralConfig(**common, sliding_window=None)),
         "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**common)),
         "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**common, head_dim=32)),
+        "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(
+            **common, head_dim=32, sliding_window=64, query_pre_attn_scalar=32,
+            layer_types=["full_attention" if i in (2, 4) else "sliding_attention"
+                         for i in range(layers)],
+        )),
         "opt": lambda: OPTForCausalLM(OPTConfig(
             vocab_size=512, hidden_size=128, ffn_dim=256, num_hidden_layers=layers,
             num_attention_heads=4, max_position_embeddings=4096, word_embed_proj_dim=128,

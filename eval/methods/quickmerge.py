@@ -104,7 +104,7 @@ def compress(name: str, request: Request) -> CompressedContext:
     protected = protected_mask(config, None, request.tokens, frozenset())
     if config.protect_special:
         protected[list(request.special)] = True
-    scores = score_evidence(evidence, config, request.k).cpu()
+    scores = score_evidence(evidence, config).cpu()
     kept = select(scores, request.k, protected)
     merged = finish(states, evidence, scores, kept, config)
     return deliver(request, merged.states, kept, config)

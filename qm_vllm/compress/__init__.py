@@ -3,7 +3,14 @@
 :func:`compress` is the whole method; the rest are its parts, which the engine uses one by one.
 """
 
-from qm_vllm.compress.budget import choose_budget, protected_mask, round_to_blocks, select
+from qm_vllm.compress.attention_error import AttentionError, sizes_between, smallest_within
+from qm_vllm.compress.budget import (
+    choose_budget,
+    keep_order,
+    protected_mask,
+    round_to_blocks,
+    select,
+)
 from qm_vllm.compress.entropy import attention_entropy
 from qm_vllm.compress.entropy_lse import attention_entropy_lse
 from qm_vllm.compress.evidence import Evidence, absolute_saliency, row_norms
@@ -25,6 +32,7 @@ __all__ = [
     "GROUPINGS",
     "MAX_DROPPED_SHARE",
     "SALIENCIES",
+    "AttentionError",
     "Compressed",
     "Evidence",
     "QueryAttention",
@@ -39,6 +47,7 @@ __all__ = [
     "gamma",
     "group_tokens",
     "gumbel_softmax_mask",
+    "keep_order",
     "merge_states",
     "min_max",
     "needs",
@@ -49,6 +58,8 @@ __all__ = [
     "row_norms",
     "score_tokens",
     "select",
+    "sizes_between",
+    "smallest_within",
     "soft_merge",
     "token_masses",
     "zero_padded_error",

@@ -12,13 +12,15 @@ from qm_vllm.config import ConfigError, QuickMergeConfig
 
 
 def choose_budget(
-    config: QuickMergeConfig, num_tokens: int, saliency: Tensor | None, protected: int = 0
+    config: QuickMergeConfig, num_tokens: int, saliency: Tensor | None, protected: int = 0,
+    within_error: int | None = None,
 ) -> int:
     """K, the number of tokens to keep of N.
 
-    Starts from ``ceil(ratio * N)`` and the number of tokens with saliency >= alpha, whichever
-    are set (the smaller one if both are; the default ratio if no budget field is set). Raised
-    to min_kept and to the protected count, then bounded by max_kept and N.
+    Starts from ``ceil(ratio * N)``, the number of tokens with saliency >= alpha and the
+    smallest number that meets max_error, whichever are set (the smallest if several are; the
+    default ratio if no budget field is set). Raised to min_kept and to the protected count, then
+    bounded by max_kept and N.
 
     Args:
         config: its ratio, alpha, max_kept and min_kept.
@@ -26,19 +28,22 @@ def choose_budget(
         saliency: [N], the absolute one (:func:`~qm_vllm.compress.evidence.absolute_saliency`);
             read only if alpha is set.
         protected: how many positions must stay, tokens.
+        within_error: the smallest K that meets max_error
+            (:func:`~qm_vllm.compress.attention_error.smallest_within`); read only if it is set.
 
     Returns:
         K in [1, N].
 
     Raises:
         ConfigError: max_kept cannot hold the protected positions of this prompt.
-        ValueError: alpha is set and saliency is missing or not [N]; N < 1.
+        ValueError: alpha is set and saliency is missing or not [N]; max_error is set and
+            within_error is missing; N < 1.
     """
     if num_tokens < 1:
         raise ValueError(f"num_tokens={num_tokens} must be at least 1")
     wanted: list[int] = []
     ratio = config.ratio
-    if ratio is None and config.alpha is None and config.max_kept is None:
+    if all(getattr(config, name) is None for name in config.BUDGET_FIELDS):
         ratio = config.DEFAULT_RATIO
     if ratio is not None:
         wanted.append(math.ceil(ratio * num_tokens - 1e-9))
@@ -50,6 +55,10 @@ def choose_budget(
                 f"prompt, not {shape}"
             )
         wanted.append(int((saliency >= config.alpha).sum()))
+    if config.max_error is not None:
+        if within_error is None:
+            raise ValueError(f"max_error={config.max_error} needs the measured error of the prompt")
+        wanted.append(within_error)
     kept = max(min(wanted, default=num_tokens), config.min_kept, protected, 1)
     if config.max_kept is not None and config.max_kept < num_tokens:
         if protected > config.max_kept:
@@ -123,8 +132,34 @@ def round_to_blocks(k: int, num_tokens: int, floor: int, block_size: int) -> int
     return min(blocks * block_size + 1, num_tokens)
 
 
+def keep_order(score: Tensor, protected: Tensor) -> Tensor:
+    """All positions in the order in which they are kept: the protected ones, then by score.
+
+    Args:
+        score: [N], finite, higher = keep.
+        protected: bool [N].
+
+    Returns:
+        int64 [N] on score's device. Of equal scores the lower position comes first.
+
+    Raises:
+        ValueError: shapes disagree or a score is not finite.
+    """
+    if score.ndim != 1 or protected.shape != score.shape:
+        raise ValueError(
+            f"score and protected must both be [N], not {list(score.shape)} and "
+            f"{list(protected.shape)}"
+        )
+    if not bool(torch.isfinite(score).all()):
+        raise ValueError("scores must be finite; check the states for NaN or infinity")
+    protected = protected.to(score.device)
+    order = torch.sort(score, descending=True, stable=True).indices
+    first = torch.sort(protected[order].to(torch.uint8), descending=True, stable=True).indices
+    return order[first]
+
+
 def select(score: Tensor, k: int, protected: Tensor) -> Tensor:
-    """Positions to keep: the protected ones, then the best scores.
+    """Positions to keep: the first of :func:`keep_order`.
 
     Args:
         score: [N], finite, higher = keep.
@@ -132,24 +167,12 @@ def select(score: Tensor, k: int, protected: Tensor) -> Tensor:
         protected: bool [N].
 
     Returns:
-        int64 [max(k, protected count)], strictly increasing, on score's device. Of equal
-        scores the lower position wins.
+        int64 [max(k, protected count)], strictly increasing, on score's device.
 
     Raises:
         ValueError: shapes disagree, k is out of range, or a score is not finite.
     """
-    count = score.shape[0]
-    if score.ndim != 1 or protected.shape != score.shape:
-        raise ValueError(
-            f"score and protected must both be [N], not {list(score.shape)} and "
-            f"{list(protected.shape)}"
-        )
-    if not 1 <= k <= count:
-        raise ValueError(f"k={k} must be between 1 and the {count} tokens")
-    if not bool(torch.isfinite(score).all()):
-        raise ValueError("scores must be finite; check the states for NaN or infinity")
-    protected = protected.to(score.device)
-    order = torch.sort(score, descending=True, stable=True).indices
-    first = torch.sort(protected[order].to(torch.uint8), descending=True, stable=True).indices
-    size = max(k, int(protected.sum()))
-    return order[first[:size]].sort().values
+    if not 1 <= k <= score.shape[0]:
+        raise ValueError(f"k={k} must be between 1 and the {score.shape[0]} tokens")
+    order = keep_order(score, protected)
+    return order[: max(k, int(protected.sum()))].sort().values

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from qm_vllm.compress import fidelity
-from qm_vllm.compress.budget import choose_budget, protected_mask, select
+from qm_vllm.compress.attention_error import AttentionError, sizes_between, smallest_within
+from qm_vllm.compress.budget import choose_budget, keep_order, protected_mask
 from qm_vllm.compress.entropy import check_states
 from qm_vllm.compress.evidence import Evidence, absolute_saliency, row_norms
 from qm_vllm.compress.grouping import group_tokens
@@ -92,6 +93,7 @@ def compress(
     *,
     layer_states: Sequence[Tensor] | None = None,
     attention: Sequence[Tensor] = (),
+    values: Sequence[Tensor] = (),
     token_ids: Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
     special_ids: frozenset[int] = frozenset(),
     lengths: Sequence[int] | Tensor | None = None,
@@ -110,6 +112,8 @@ def compress(
             leading shape of states. Default: the states themselves.
         attention: per window layer from low to high, [H, W, N] or [B, H, W, N]: the attention
             of each head from the prompt's last W positions, rows in prompt order.
+        values: per window layer, [KVH, N, d] or [B, KVH, N, d]: the values that this attention
+            reads; for max_error.
         token_ids: [N] or [B, N], for the protection of special tokens.
         special_ids: ids of the special tokens.
         lengths: [B], the true length of each prompt of a batch; default N. What lies beyond
@@ -128,7 +132,9 @@ def compress(
         if lengths is not None:
             raise ValueError("lengths belong to a batch [B, N, D]; cut a single prompt yourself")
         ids = None if token_ids is None else torch.as_tensor(token_ids)
-        return _compress_one(states, config, layers, tuple(attention), ids, special_ids)
+        return _compress_one(
+            states, config, layers, tuple(attention), tuple(values), ids, special_ids
+        )
     if states.ndim != 3:
         raise ValueError(f"states must be [N, D] or [B, N, D], not {list(states.shape)}")
     batch, width = states.shape[:2]
@@ -141,6 +147,7 @@ def compress(
             config,
             tuple(layer[row, :size] for layer in layers),
             tuple(weights[row, ..., :size] for weights in attention),
+            tuple(layer[row, :, :size] for layer in values),
             None if token_ids is None else torch.as_tensor(token_ids[row])[:size],
             special_ids,
         )
@@ -153,12 +160,14 @@ def _compress_one(
     config: QuickMergeConfig,
     layers: tuple[Tensor, ...],
     attention: tuple[Tensor, ...],
+    values: tuple[Tensor, ...],
     token_ids: Tensor | None,
     special_ids: frozenset[int],
 ) -> Compressed:
     check_states(states)
     for name, tensors in (
-        ("states", (states,)), ("layer_states", layers), ("attention", attention)
+        ("states", (states,)), ("layer_states", layers), ("attention", attention),
+        ("values", values),
     ):
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
             raise ValueError(f"{name} hold NaN or infinity; the prompt cannot be scored")
@@ -167,20 +176,30 @@ def _compress_one(
         config = replace(config, saliency="entropy")
     protected = protected_mask(config, token_ids, count, special_ids)
     floor = int(protected.sum())
-    if config.alpha is None or floor == count:
-        k = choose_budget(replace(config, alpha=None), count, None, floor)
+    measured = config.alpha is not None or config.max_error is not None
+    if not measured or floor == count:
+        k = choose_budget(replace(config, alpha=None, max_error=None), count, None, floor)
         if k == count:
             return _untouched(states)
+    if config.max_error is not None and not 0 < len(values) == len(attention):
+        raise ValueError("max_error needs the attention and the values of the same layers")
     evidence = Evidence.from_states(
         states, layers, logit_scale=config.logit_scale, needs=needs(config), attention=attention
     )
-    if config.alpha is not None:
-        k = choose_budget(config, count, absolute_saliency(evidence), floor)
-        if k == count:
-            return _untouched(states)
-    scores = score_tokens(evidence, config, k)
-    kept = select(scores, k, protected)
-    return finish(states, evidence, scores, kept, config)
+    scores = score_tokens(evidence, config)
+    order, within = keep_order(scores, protected), None
+    if config.max_error is not None:
+        sizes = sizes_between(max(1, floor), count)
+        errors = AttentionError.joined([
+            AttentionError.of(weights, layer, order, sizes)
+            for weights, layer in zip(attention, values, strict=True)
+        ])
+        within = smallest_within(errors.relative(), sizes, config.max_error)
+    saliency = None if config.alpha is None else absolute_saliency(evidence)
+    k = choose_budget(config, count, saliency, floor, within)
+    if k == count:
+        return _untouched(states)
+    return finish(states, evidence, scores, order[:k].sort().values, config)
 
 
 def _untouched(states: Tensor) -> Compressed:

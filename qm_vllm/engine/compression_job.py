@@ -11,23 +11,26 @@ from collections.abc import Iterator
 import torch
 
 from qm_vllm.compress import (
+    AttentionError,
     Compressed,
     Evidence,
     absolute_saliency,
     choose_budget,
     finish,
+    keep_order,
     needs,
     protected_mask,
     round_to_blocks,
     row_norms,
     score_tokens,
-    select,
+    sizes_between,
+    smallest_within,
 )
 from qm_vllm.config import ConfigError
-from qm_vllm.engine.dense_runner import DenseRunner, LayerRecord, Stream
+from qm_vllm.engine.dense_runner import DenseRunner, LayerRecord, Stream, gather_rows
 from qm_vllm.engine.protocol import JobResult, JobSpec
 from qm_vllm.engine.stopwatch import Stopwatch
-from qm_vllm.layers import WINDOW_LAYERS, WINDOW_QUERIES
+from qm_vllm.layers import WINDOW_QUERIES
 
 
 class CompressionJob:
@@ -45,6 +48,8 @@ class CompressionJob:
         self.artifact: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._clock = Stopwatch(runner.device)
         self._positions = spec.config.positions if self.inject else "compact"
+        self._windows: dict[int, LayerRecord] = {}
+        self._error: float | None = None
         self._units = self._run()
 
     @property
@@ -87,19 +92,20 @@ class CompressionJob:
         wanted, rows = needs(spec.config), len(spec.token_ids)
         if spec.encoder_layers == 0:
             yield from self._score(stream, evidence, wanted)
+        windows = runner.window_layers(spec.encoder_layers) if "attention" in wanted else []
         for layer in range(spec.encoder_layers):
             if layer in range(*spec.score_layers):
                 yield from self._score(stream, evidence, wanted)
-            window = "attention" in wanted and layer >= spec.encoder_layers - WINDOW_LAYERS
+            window = layer in windows
             record = runner.record_for(
-                layer, rows, plain_keys=self.inject, rotated_keys=window, values=self.inject,
-                num_queries=WINDOW_QUERIES if window else 0,
+                layer, rows, plain_keys=self.inject, rotated_keys=window,
+                values=self.inject or window, num_queries=WINDOW_QUERIES if window else 0,
             )
             yield from self._timed("encoder", runner.run_layer(layer, stream, record))
             if window:
                 with clock.phase("saliency"):
                     evidence.attention.append(runner.window_attention(layer, record))
-                record.rotated_keys = record.queries = None
+                self._windows[layer] = record
             records.append(record)
 
     def _score(
@@ -116,8 +122,13 @@ class CompressionJob:
         protected = protected_mask(config, None, rows, frozenset())
         protected[spec.special_positions] = True
         floor = int(protected.sum())
+        scores = score_tokens(evidence, config)
+        order, within = keep_order(scores, protected), None
+        if config.max_error is not None:
+            sizes = sizes_between(max(1, floor), rows, spec.block_size)
+            within = smallest_within(self._errors(order, sizes), sizes, config.max_error)
         saliency = None if config.alpha is None else absolute_saliency(evidence)
-        k = choose_budget(config, rows, saliency, floor)
+        k = choose_budget(config, rows, saliency, floor, within)
         if spec.block_size is not None:
             k = round_to_blocks(k, rows, floor, spec.block_size)
         if config.max_kept is not None and k > config.max_kept:
@@ -125,8 +136,22 @@ class CompressionJob:
                 f"max_kept={config.max_kept} is too small: {floor} positions are protected and "
                 f"{k} would be kept; raise it or protect fewer"
             )
-        scores = score_tokens(evidence, config, k)
-        return scores, select(scores, k, protected)
+        if self._windows:
+            self._error = float(self._errors(order, [k]))
+            for record in self._windows.values():
+                record.rotated_keys = record.queries = None
+            self._windows = {}
+        return scores, order[:k].sort().values
+
+    def _errors(self, order: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        """Relative attention errors [S] if the first tokens of ``order`` stay."""
+        parts = [
+            self.runner.attention_error(layer, record, order, sizes)
+            for layer, record in self._windows.items()
+        ]
+        own = AttentionError.joined(parts)
+        rows = gather_rows(torch.cat((own.lost, own.energy[:, None]), 1))
+        return AttentionError(rows[:, :-1], rows[:, -1]).relative()
 
     def _table(self, kept: torch.Tensor) -> torch.Tensor | None:
         """Angles that leave each kept token as far from the prompt's end as it was.
@@ -183,6 +208,7 @@ class CompressionJob:
             "gamma": compressed.gamma,
             "retained_norm": compressed.retained_norm,
             "reconstruction_error": compressed.reconstruction_error,
+            **({} if self._error is None else {"attention_error": self._error}),
             "seconds": sum(seconds.values()),
             **{f"seconds_{name}": seconds.get(name, 0.0)
                for name in ("encoder", "saliency", "merge", "upper")},

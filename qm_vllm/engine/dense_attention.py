@@ -18,8 +18,8 @@ SCRATCH_BLOCK = 128
 class DenseAttention(Protocol):
     """Attention of one layer at a time; :meth:`begin` forgets the layer before."""
 
-    def begin(self, num_tokens: int) -> None:
-        """Start a layer of ``num_tokens`` rows."""
+    def begin(self, num_tokens: int, sliding_window: int | None = None) -> None:
+        """Start a layer of ``num_tokens`` rows, whose queries see so many newest positions."""
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
@@ -43,7 +43,8 @@ class SdpaAttention:
         self.num_kv_heads, self.head_size = attn.num_kv_heads, attn.head_size
         self.dtype, self.device = dtype, device
 
-    def begin(self, num_tokens: int) -> None:
+    def begin(self, num_tokens: int, sliding_window: int | None = None) -> None:
+        self.window = sliding_window
         shape = (num_tokens, self.num_kv_heads, self.head_size)
         self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
         self.values = torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -54,9 +55,11 @@ class SdpaAttention:
         stop = start + query.shape[0]
         self.keys[start:stop], self.values[start:stop] = key, value
         mask = None
-        if start:
+        if start or self.window:
             mask = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device)
             mask = mask.tril(start)
+        if self.window and mask is not None:
+            mask = mask.triu(start - self.window + 1)
         out = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],
             self.keys[:stop].transpose(0, 1)[None],
@@ -83,7 +86,8 @@ class CpuKernelAttention:
         self.isa = _get_attn_isa(dtype, SCRATCH_BLOCK, self.head_size)
         self.cache = torch.empty(0)
 
-    def begin(self, num_tokens: int) -> None:
+    def begin(self, num_tokens: int, sliding_window: int | None = None) -> None:
+        self.window = -1 if sliding_window is None else sliding_window
         blocks = -(-num_tokens // SCRATCH_BLOCK)
         if self.cache.shape[0] != blocks:
             shape = (blocks, self.num_kv_heads, 2 * SCRATCH_BLOCK, self.head_size)
@@ -105,14 +109,14 @@ class CpuKernelAttention:
         plan = self.ops.cpu_attn_get_scheduler_metadata(
             num_reqs=1, num_heads=self.num_heads, num_kv_heads=self.num_kv_heads,
             head_dim=self.head_size, seq_lens=lengths, dtype=self.dtype, query_start_loc=starts,
-            causal=True, sliding_window_size=-1, isa=self.isa, enable_kv_split=False,
+            causal=True, sliding_window_size=self.window, isa=self.isa, enable_kv_split=False,
             dynamic_causal=None, kv_cache_dtype="auto",
         )
         out = torch.empty_like(query)
         self.ops.cpu_attention_with_kv_cache(
             query=query, key_cache=self.key_cache, value_cache=self.value_cache, output=out,
             query_start_loc=starts, seq_lens=lengths, scale=self.scale, causal=True,
-            alibi_slopes=None, sliding_window=-1, block_table=self.table, softcap=0,
+            alibi_slopes=None, sliding_window=self.window, block_table=self.table, softcap=0,
             scheduler_metadata=plan, s_aux=None, dynamic_causal=None, **scales,
         )
         return out
@@ -142,6 +146,7 @@ class FlashVarlenAttention(SdpaAttention):
             q=query, k=self.keys[:stop], v=self.values[:stop],
             cu_seqlens_q=bounds[0], cu_seqlens_k=bounds[1], max_seqlen_q=rows,
             max_seqlen_k=stop, softmax_scale=self.scale, causal=True, fa_version=self.version,
+            window_size=None if self.window is None else [self.window - 1, 0],
         )
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from qm_vllm.compress import QueryAttention
+from qm_vllm.compress import AttentionError, QueryAttention
 from qm_vllm.engine.adapters.decoder import DecoderView
 from qm_vllm.engine.dense_attention import DenseAttention, choose_backend
 from qm_vllm.engine.fused_ops import rotary_forward, rotary_table
+from qm_vllm.layers import WINDOW_LAYERS
 
 
 class _RotaryTap(nn.Module):
@@ -140,7 +141,7 @@ class DenseRunner:
             rotary_forward(view.rotary, self.device, table), record.plain_keys
         )
         attn = _AttentionTap(self.attention, view.attn, num_tokens, record)
-        self.attention.begin(num_tokens)
+        self.attention.begin(num_tokens, view.sliding_window)
         for start in range(0, num_tokens, self.chunk):
             stop = min(start + self.chunk, num_tokens)
             rotary.start = attn.start = start
@@ -175,8 +176,33 @@ class DenseRunner:
         _, rotated = rotary(positions, flat.clone(), flat)
         return rotated.reshape(keys.shape)
 
+    def window_layers(self, depth: int) -> list[int]:
+        """The last layers below ``depth`` whose queries see the whole prompt."""
+        whole = [i for i in range(depth) if self.view.layers[i].sliding_window is None]
+        return whole[-WINDOW_LAYERS:]
+
     def window_attention(self, layer: int, record: LayerRecord) -> QueryAttention:
         """What the recorded last queries look at, over the heads of all ranks."""
+        parts = [QueryAttention.of(weights) for weights, _ in self._window(layer, record)]
+        return over_ranks(QueryAttention.joined(parts))
+
+    def attention_error(
+        self, layer: int, record: LayerRecord, order: torch.Tensor, sizes: list[int]
+    ) -> AttentionError:
+        """What those queries would miss if only the first tokens of ``order`` stayed.
+
+        Args:
+            order: int64 [N]. sizes: increasing numbers of kept tokens.
+        """
+        assert record.values is not None
+        parts = [
+            AttentionError.of(weights, record.values[None, :, head], order, sizes)
+            for weights, head in self._window(layer, record)
+        ]
+        return AttentionError.joined(parts)
+
+    def _window(self, layer: int, record: LayerRecord) -> Iterator[tuple[torch.Tensor, int]]:
+        """Softmax weights [H / KVH, W, N] of the recorded queries, one KV head after another."""
         assert record.queries is not None
         assert record.rotated_keys is not None
         attn = self.view.layers[layer].attn
@@ -185,28 +211,32 @@ class DenseRunner:
         grouped = queries.reshape(window, attn.num_kv_heads, -1, attn.head_size)
         future = torch.ones(window, num_tokens, dtype=torch.bool, device=keys.device)
         future = future.triu(num_tokens - window + 1)
-        parts = []
-        for head in range(attn.num_kv_heads):  # one at a time: [H / KVH, W, N] is held
+        for head in range(attn.num_kv_heads):
             logits = torch.einsum("wgd,nd->gwn", grouped[:, head], keys[:, head])
             logits = (logits * float(attn.impl.scale)).masked_fill_(future, float("-inf"))
-            parts.append(QueryAttention.of(logits.softmax(-1)))
-        return over_ranks(QueryAttention.joined(parts))
+            yield logits.softmax(-1), head
 
 
 def over_ranks(part: QueryAttention) -> QueryAttention:
     """The same over the heads of all tensor-parallel ranks, equal on each of them."""
+    gathered = gather_rows(torch.stack((part.recent, part.question, part.energy)))
+    return QueryAttention.joined([QueryAttention(*ranks) for ranks in gathered.split(3)])
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of all tensor-parallel ranks, one rank's after another's: [ranks * R, ...]."""
     from vllm.distributed import (
         get_tensor_model_parallel_world_size,
         tensor_model_parallel_all_gather,
     )
 
     if get_tensor_model_parallel_world_size() == 1:
-        return part
-    rows = torch.stack((part.recent, part.question, part.energy))
-    gathered = tensor_model_parallel_all_gather(rows, dim=0)
-    return QueryAttention.joined([QueryAttention(*ranks) for ranks in gathered.split(3)])
+        return rows
+    gathered: torch.Tensor = tensor_model_parallel_all_gather(rows, dim=0)
+    return gathered
 
 
+@torch.inference_mode()
 def self_check(runner: DenseRunner, num_tokens: int = 64) -> str | None:
     """Run the first layers over a few tokens in two chunkings; the states must agree.
 

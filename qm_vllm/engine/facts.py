@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qm_vllm.engine.adapters import FAMILIES
+from qm_vllm.engine.adapters import FAMILIES, PREFILL_ONLY
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -62,6 +62,8 @@ def read_facts(config: VllmConfig, kv_cache_config: KVCacheConfig) -> EngineFact
         no_inject = (
             f"{model.architecture} has no adapter (available: {', '.join(sorted(FAMILIES))})"
         )
+    elif model.architecture in PREFILL_ONLY:
+        no_inject = f"{model.architecture} has sliding-window layers"
     elif len(groups) != 1:
         no_inject = f"the model has {len(groups)} KV-cache groups (hybrid attention)"
     elif config.speculative_config is not None:

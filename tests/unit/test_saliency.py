@@ -41,12 +41,12 @@ def test_registry_equals_the_configured_names():
 @pytest.mark.parametrize("method", helpers.METHODS)
 def test_scores_lie_between_0_and_1_and_repeat_exactly(method, n):
     config = QuickMergeConfig(saliency=method)
-    scores = score_tokens(evidence(n), config, max(1, n // 3))
+    scores = score_tokens(evidence(n), config)
     assert scores.shape == (n,)
     assert scores.dtype == torch.float32
     assert scores.min() >= 0
     assert scores.max() <= 1
-    assert torch.equal(scores, score_tokens(evidence(n), config, max(1, n // 3)))
+    assert torch.equal(scores, score_tokens(evidence(n), config))
 
 
 @pytest.mark.parametrize("method", helpers.METHODS)
@@ -57,9 +57,9 @@ def test_needs_are_enough_and_each_is_necessary(method):
     assert wanted <= KINDS
     attention = helpers.attention(50) if "attention" in wanted else ()
     exact = Evidence.from_states(x, [x], logit_scale=24.0, needs=wanted, attention=attention)
-    score_tokens(exact, config, 10)
+    score_tokens(exact, config)
     with pytest.raises(ValueError, match=f"{method}.* needs .*pass|fill"):
-        score_tokens(Evidence(50), config, 10)
+        score_tokens(Evidence(50), config)
 
 
 def test_auto_follows_query_visible_and_alpha_adds_entropy():
@@ -70,7 +70,7 @@ def test_auto_follows_query_visible_and_alpha_adds_entropy():
 
 def test_entropy_rewards_low_entropy_per_layer():
     e = Evidence(3, entropies=[torch.tensor([0.0, 1.0, 2.0]), torch.tensor([4.0, 8.0, 8.0])])
-    got = score_tokens(e, QuickMergeConfig(saliency="entropy"), 1)
+    got = score_tokens(e, QuickMergeConfig(saliency="entropy"))
     assert torch.allclose(got, torch.tensor([1.0, 0.25, 0.0]))
     assert torch.allclose(
         absolute_saliency(Evidence(3, entropies=[torch.zeros(3)])), torch.ones(3)
@@ -81,7 +81,7 @@ def test_isolated_token_is_the_most_salient():
     x = torch.randn(8, generator=torch.Generator().manual_seed(0)).expand(30, 8).clone()
     x[7] = -x[7]
     e = Evidence.from_states(x, [x], logit_scale=24.0, needs={"entropy"})
-    assert score_tokens(e, QuickMergeConfig(saliency="entropy"), 1).argmax() == 7
+    assert score_tokens(e, QuickMergeConfig(saliency="entropy")).argmax() == 7
 
 
 def reference_spread(values, ahead, behind):
@@ -112,7 +112,7 @@ def test_query_equals_its_definition():
         places.append((1 - average_rank(spread).double()) * (n - 1) / share)
     expected = average_rank(-torch.stack(places).amin(0).round(decimals=3))
     e = Evidence(n, attention=[QueryAttention.of(layer) for layer in layers])
-    got = score_tokens(e, QuickMergeConfig(saliency="query", protect_last=20), 30)
+    got = score_tokens(e, QuickMergeConfig(saliency="query", protect_last=20))
     # The views are float32: a pair of near-equal tokens may change places.
     assert (got - expected).abs().max() <= 1.5 / (n - 1)
 
@@ -132,7 +132,7 @@ def test_one_looking_head_is_not_drowned_by_the_others():
     weights = torch.full((8, 16, 200), 1 / 200)
     weights[5, :, 77] = 0.5
     e = Evidence(200, attention=[QueryAttention.of(weights)])
-    scores = score_tokens(e, QuickMergeConfig(saliency="query"), 20)
+    scores = score_tokens(e, QuickMergeConfig(saliency="query"))
     assert scores.argmax() == 77
 
 
@@ -161,13 +161,13 @@ def test_norm_and_ned():
         3, norms=torch.tensor([1.0, 3.0, 2.0]), entropies=[torch.tensor([1.0, 1.0, 1.0])],
         incoming=[torch.tensor([1.0, 2.0, 4.0])],
     )
-    assert score_tokens(e, QuickMergeConfig(saliency="norm"), 1).tolist() == [0.0, 1.0, 0.5]
+    assert score_tokens(e, QuickMergeConfig(saliency="norm")).tolist() == [0.0, 1.0, 0.5]
     expected = 1 - min_max(torch.tensor([0.0, 0.5, 0.75]))
-    got = score_tokens(e, QuickMergeConfig(saliency="ned"), 1)
+    got = score_tokens(e, QuickMergeConfig(saliency="ned"))
     assert torch.allclose(got, expected, atol=1e-5)
     e.incoming.append(torch.ones(3))
     with pytest.raises(ValueError, match="as many incoming"):
-        score_tokens(e, QuickMergeConfig(saliency="ned"), 1)
+        score_tokens(e, QuickMergeConfig(saliency="ned"))
 
 
 @pytest.mark.parametrize(

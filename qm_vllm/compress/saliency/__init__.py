@@ -13,9 +13,9 @@ from qm_vllm.config import ConfigError, QuickMergeConfig
 
 
 class Score(Protocol):
-    """``score(evidence, config, k)``: [N] float32 in [0, 1], higher = keep."""
+    """``score(evidence, config)``: [N] float32 in [0, 1], higher = keep."""
 
-    def __call__(self, evidence: Evidence, config: QuickMergeConfig, k: int) -> Tensor: ...
+    def __call__(self, evidence: Evidence, config: QuickMergeConfig) -> Tensor: ...
 
 
 _MODULES: dict[str, ModuleType] = {
@@ -33,18 +33,19 @@ NEEDS: dict[str, frozenset[str]] = {name: module.NEEDS for name, module in _MODU
 
 
 def needs(config: QuickMergeConfig) -> frozenset[str]:
-    """Kinds of evidence to gather for a configuration: its score's, and alpha's entropy."""
+    """Kinds of evidence to gather: the score's, alpha's entropy, max_error's attention."""
     wanted = NEEDS[_name(config)]
-    return wanted | {"entropy"} if config.alpha is not None else wanted
+    if config.alpha is not None:
+        wanted |= {"entropy"}
+    return wanted if config.max_error is None else wanted | {"attention"}
 
 
-def score_tokens(evidence: Evidence, config: QuickMergeConfig, k: int) -> Tensor:
+def score_tokens(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     """Score every token by the configured method.
 
     Args:
         evidence: of one prompt of N tokens; must hold what :func:`needs` names.
         config: chooses the method and its settings.
-        k: tokens to be kept.
 
     Returns:
         [N] float32 in [0, 1], higher = keep.
@@ -52,7 +53,7 @@ def score_tokens(evidence: Evidence, config: QuickMergeConfig, k: int) -> Tensor
     Raises:
         ValueError: evidence is missing; the message says which and how to supply it.
     """
-    return SALIENCIES[_name(config)](evidence, config, k)
+    return SALIENCIES[_name(config)](evidence, config)
 
 
 def _name(config: QuickMergeConfig) -> str:

@@ -12,7 +12,7 @@ from qm_vllm.config import QuickMergeConfig
 NEEDS = frozenset({"entropy"})
 
 
-def score(evidence: Evidence, config: QuickMergeConfig, k: int) -> Tensor:
+def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     """Mean over layers of ``1 - Normalize(H)`` with min-max scaling (paper 3.2).
 
     The paper's formula lacks the "1 -", its text ("favors sharp attention tokens") has it.

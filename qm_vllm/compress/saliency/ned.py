@@ -15,7 +15,7 @@ DELTA = 1e-6
 """The paper's delta > 0, in nats."""
 
 
-def score(evidence: Evidence, config: QuickMergeConfig, k: int) -> Tensor:
+def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     """``1 - min_max(NED)``, with ``NED = (H_in - H_out) / (H_in + delta)``, mean over layers.
 
     A high NED marks redundancy (appendix A, "Interpretation").

@@ -11,7 +11,7 @@ from qm_vllm.config import QuickMergeConfig
 NEEDS = frozenset({"norm"})
 
 
-def score(evidence: Evidence, config: QuickMergeConfig, k: int) -> Tensor:
+def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     """Min-max scaled L2 norm, the paper's "norm masking" (abstract and 4.1).
 
     Returns:

@@ -18,7 +18,7 @@ FLOOR = 1e-9
 """Attention below this counts as none."""
 
 
-def score(evidence: Evidence, config: QuickMergeConfig, k: int) -> Tensor:
+def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     """Interleaved ranks of three views of the same attention, each spread over its length.
 
     - passage: what the last few positions point at, reaching 64 tokens forward. Copying heads

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qm_vllm.engine.adapters import llama, qwen
+from qm_vllm.engine.adapters import gemma, llama, qwen
 from qm_vllm.engine.adapters.decoder import DecoderView, UnsupportedDecoder
 
 FAMILIES: dict[str, Callable[[Any], DecoderView]] = {
     **dict.fromkeys(llama.ARCHITECTURES, llama.view),
     **dict.fromkeys(qwen.ARCHITECTURES, qwen.view),
+    **dict.fromkeys(gemma.ARCHITECTURES, gemma.view),
 }
 
-__all__ = ["FAMILIES", "DecoderView", "UnsupportedDecoder", "view_decoder"]
+PREFILL_ONLY = frozenset(gemma.ARCHITECTURES)
+"""Families that can be scored but not injected: a sliding window counts positions, and kept
+tokens are fewer than the positions that they span."""
+
+__all__ = ["FAMILIES", "PREFILL_ONLY", "DecoderView", "UnsupportedDecoder", "view_decoder"]
 
 
 def view_decoder(model: Any) -> DecoderView:

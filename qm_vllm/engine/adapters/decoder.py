@@ -38,6 +38,12 @@ class LayerView:
     def rotary(self) -> Any:
         return self.block.rotary_emb
 
+    @property
+    def sliding_window(self) -> int | None:
+        """Newest positions that a query sees, its own included; None: all."""
+        window: int | None = self.attn.sliding_window
+        return window
+
     @contextmanager
     def borrowed(self, attn: nn.Module, rotary: nn.Module) -> Iterator[None]:
         """Let ``attn`` and ``rotary`` answer for the layer's own; restored on any exit."""
@@ -63,8 +69,11 @@ class DecoderView:
     layers: list[LayerView]
 
 
-def sequential_view(model: Any) -> DecoderView:
+def sequential_view(model: Any, *, sliding: bool = False) -> DecoderView:
     """View of a model whose ``model.layers[i]`` takes (positions, hidden_states, residual).
+
+    Args:
+        sliding: sliding-window layers are allowed (the prefill delivery alone can use them).
 
     Raises:
         UnsupportedDecoder: the attention has a feature that the dense pass does not honour.
@@ -90,7 +99,7 @@ def sequential_view(model: Any) -> DecoderView:
                 raise UnsupportedDecoder(
                     f"layer {index} uses {label}, which the dense pass does not honour"
                 )
-        if block.attn.sliding_window is not None:
+        if block.attn.sliding_window is not None and not sliding:
             raise UnsupportedDecoder(f"layer {index} uses a sliding window")
         if getattr(block, "dual_chunk_attention_config", None):
             raise UnsupportedDecoder("dual chunk attention is not supported")

@@ -1,0 +1,14 @@
+"""Gemma 3 (text): sliding-window layers between full ones. For ``delivery="prefill"`` only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qm_vllm.engine.adapters.decoder import DecoderView, sequential_view
+
+ARCHITECTURES = ("Gemma3ForCausalLM",)
+
+
+def view(model: Any) -> DecoderView:
+    """View of a vLLM ``Gemma3ForCausalLM``."""
+    return sequential_view(model, sliding=True)
