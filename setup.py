@@ -14,5 +14,8 @@ for name, folder in MAPPED.items():
 setup(
     packages=packages,
     package_dir=MAPPED,
-    package_data={"qm_vllm.eval.tasks": ["questions.json"]},
+    package_data={
+        "qm_vllm": ["calibrations/*.json"],
+        "qm_vllm.eval.tasks": ["questions.json"],
+    },
 )

@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from qm_vllm.option_checks import ConfigError, boolean, integer, ranges, real
+from qm_vllm.presets import PRESETS
 
 SALIENCIES = ("auto", "query", "entropy", "norm", "ned")
 GROUPINGS = ("contiguous", "knn", "chain")
 MERGES = ("weighted", "select", "mean")
 DELIVERIES = ("inject", "prefill")
 POSITIONS = ("source", "compact")
-
-
-class ConfigError(ValueError):
-    """A field of the configuration is unknown or has an impossible value."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,9 @@ class QuickMergeConfig:
     """The paper's entropy threshold, in [0, 1]: keep a token where its normalised saliency
     is at least alpha. The paper's value is 0.45."""
     max_error: float | None = None
-    """Largest error of the attention outputs of the prompt's end, in [0, 1], relative to those
-    over all tokens (:class:`~qm_vllm.compress.attention_error.AttentionError`): the smallest K
-    that meets it, at most what the other budget fields allow."""
+    """Largest relative error, in any head, of what the prompt's last 64 queries read in the
+    layers just below E, in [0, 1]: the smallest K that meets it, at most what the other budget
+    fields allow. See :class:`~qm_vllm.compress.attention_error.AttentionError`."""
     min_kept: int = 1
     """K_min: lower bound on K, unless the prompt is shorter. Tokens, >= 1."""
 
@@ -71,7 +69,8 @@ class QuickMergeConfig:
     """The scores may look at the end of the prompt (the question). False for documents that
     are compressed once and asked about later."""
     encoder_layers: int | None = None
-    """E: decoder layers that run over all N tokens. None: two thirds of the model's layers."""
+    """E: decoder layers that run over all N tokens. None: as calibrated for the model, else
+    two thirds of its layers."""
     score_layers: tuple[int, int] | None = None
     """Half-open range of layers whose input states give the entropy. None: the layers between
     a sixth and a third of the depth. Must end at or below E."""
@@ -101,6 +100,9 @@ class QuickMergeConfig:
     """Return kept indices, scores and groups in the request's report (``qm-vllm inspect``)."""
 
     # --- engine: fixed at start --------------------------------------------------------------
+    calibration: str | None = None
+    """JSON file of ``qm-vllm calibrate`` that says how deep the encoder is. None: the one that
+    comes with the package for this model, if any. Not read where E or score layers are named."""
     encoder_chunk_tokens: int = 2048
     """Rows per unit of encoder work, and the work of one step as rows through all layers.
     Smaller values delay running requests less. Tokens, >= 16."""
@@ -120,26 +122,28 @@ class QuickMergeConfig:
 
     def __post_init__(self) -> None:
         for name in ("enabled", "protect_special", "query_visible", "details"):
-            object.__setattr__(self, name, _boolean(name, getattr(self, name)))
+            object.__setattr__(self, name, boolean(name, getattr(self, name)))
         for name, low in (
             ("min_tokens", 2), ("min_kept", 1), ("protect_first", 0), ("protect_last", 1),
             ("encoder_chunk_tokens", 16), ("max_live_jobs", 1), ("memo_entries", 0),
         ):
-            object.__setattr__(self, name, _integer(name, getattr(self, name), low))
+            object.__setattr__(self, name, integer(name, getattr(self, name), low))
         for name in ("max_kept", "encoder_layers"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _integer(name, getattr(self, name), 1))
+                object.__setattr__(self, name, integer(name, getattr(self, name), 1))
         if self.ratio is not None:
-            object.__setattr__(self, "ratio", _real("ratio", self.ratio, 0.0, 1.0, open_low=True))
+            object.__setattr__(self, "ratio", real("ratio", self.ratio, 0.0, 1.0, open_low=True))
         for name in ("alpha", "max_error"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, _real(name, getattr(self, name), 0.0, 1.0))
+                object.__setattr__(self, name, real(name, getattr(self, name), 0.0, 1.0))
         for name, least, most, open_low in (
             ("logit_scale", 0.0, 1e4, True), ("epsilon", 0.0, 1.0, False),
             ("temperature", 0.0, 1e4, True),
         ):
-            value = _real(name, getattr(self, name), least, most, open_low=open_low)
+            value = real(name, getattr(self, name), least, most, open_low=open_low)
             object.__setattr__(self, name, value)
+        if self.calibration is not None and not isinstance(self.calibration, str):
+            raise ConfigError(f"calibration={self.calibration!r} must be the name of a file")
         for name, allowed in (
             ("saliency", SALIENCIES), ("grouping", GROUPINGS), ("merge", MERGES),
             ("delivery", DELIVERIES), ("positions", POSITIONS),
@@ -148,9 +152,9 @@ class QuickMergeConfig:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is unknown; allowed: {', '.join(allowed)}"
                 )
-        object.__setattr__(self, "protect_ranges", _ranges(self.protect_ranges))
+        object.__setattr__(self, "protect_ranges", ranges(self.protect_ranges))
         if self.score_layers is not None:
-            (pair,) = _ranges((self.score_layers,), "score_layers")
+            (pair,) = ranges((self.score_layers,), "score_layers")
             object.__setattr__(self, "score_layers", pair)
             if self.encoder_layers is not None and pair[1] > self.encoder_layers:
                 raise ConfigError(
@@ -189,14 +193,29 @@ class QuickMergeConfig:
         """
         return cls(**_known(values, {f.name for f in dataclasses.fields(cls)}))
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> QuickMergeConfig:
+        """The defaults with a named preset on top (:data:`~qm_vllm.presets.PRESETS`), and changes.
+
+        >>> QuickMergeConfig.preset("cache", ratio=0.4)
+
+        Raises:
+            ConfigError: no such preset, or a change is unknown or impossible.
+        """
+        return cls.from_dict(_preset(name, changes))
+
     def override(self, values: Mapping[str, Any]) -> QuickMergeConfig:
         """The configuration of one request: this one with some request fields replaced.
 
+        ``preset`` among the values stands for the options that it names; values beside it win.
         A request that names any of :attr:`BUDGET_FIELDS` replaces the whole budget.
 
         Raises:
             ConfigError: a name is unknown or fixed at engine start, or a value impossible.
         """
+        values = dict(values)
+        if "preset" in values:
+            values = _preset(values.pop("preset"), values)
         if not values:
             return self
         fields = {f.name for f in dataclasses.fields(self)}
@@ -212,7 +231,7 @@ class QuickMergeConfig:
     def fingerprint(self) -> str:
         """Hash of every field that can change which tokens are kept or their KV."""
         values = self.to_dict()
-        for name in ("enabled", "min_tokens", "max_live_jobs", "memo_entries"):
+        for name in ("enabled", "min_tokens", "max_live_jobs", "memo_entries", "calibration"):
             del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -229,7 +248,7 @@ def request_args(**values: Any) -> dict[str, Any]:
     checked = QuickMergeConfig().override(values)
     result: dict[str, Any] = {}
     for name in values:
-        value = getattr(checked, name)
+        value = getattr(checked, name) if name != "preset" else values[name]
         if name in ("protect_ranges", "score_layers"):
             value = json.dumps(value)
         result["qm_" + name] = value
@@ -258,46 +277,18 @@ def parse_request_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     return values
 
 
+def _preset(name: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a preset, without its budget where the changes bring one, and the changes."""
+    if name not in PRESETS:
+        raise ConfigError(f"preset={name!r} is unknown; allowed: {', '.join(PRESETS)}")
+    budget = QuickMergeConfig.BUDGET_FIELDS
+    other = any(field in changes for field in budget)
+    options = {k: v for k, v in PRESETS[name].items() if not (other and k in budget)}
+    return options | dict(changes)
+
+
 def _known(values: Mapping[str, Any], allowed: set[str]) -> Mapping[str, Any]:
     for name in values:
         if name not in allowed:
             raise ConfigError(f"{name!r} is not an option; allowed: {', '.join(sorted(allowed))}")
     return values
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if value in (0, 1):
-        return bool(value)
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise ConfigError(f"{name}={value!r} must be true or false")
-
-
-def _integer(name: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        raise ConfigError(f"{name}={value!r} must be a whole number >= {low}")
-    if value < low or (isinstance(value, float) and not value.is_integer()):
-        raise ConfigError(f"{name}={value!r} must be a whole number >= {low}")
-    return int(value)
-
-
-def _real(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> float:
-    allowed = f"{'greater than' if open_low else 'at least'} {low:g} and at most {high:g}"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name}={value!r} must be a number {allowed}")
-    if not math.isfinite(value) or value > high or value < low or (open_low and value <= low):
-        raise ConfigError(f"{name}={value!r} must be {allowed}")
-    return float(value)
-
-
-def _ranges(value: Any, name: str = "protect_ranges") -> tuple[tuple[int, int], ...]:
-    try:
-        pairs = tuple((int(start), int(stop)) for start, stop in value)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{name}={value!r} must hold (start, stop) pairs") from error
-    for start, stop in pairs:
-        if not 0 <= start < stop:
-            raise ConfigError(f"{name} has ({start}, {stop}); it must be 0 <= start < stop")
-    return pairs

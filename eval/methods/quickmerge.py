@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qm_vllm.calibration import calibrated
 from qm_vllm.compress import (
     Evidence,
     QueryAttention,
@@ -85,17 +86,22 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
     evidence = Evidence(num_tokens=request.tokens)
     kinds = wanted & {"entropy", "incoming"}
     if kinds:
-        part = request.once(kinds, lambda: scored(kinds))
+        part = request.once((kinds, first, last), lambda: scored(kinds))
         evidence.entropies, evidence.incoming = part.entropies, part.incoming
     if "attention" in wanted:
-        evidence.attention = request.once("attention", window)
-    evidence.norms = request.once("norms", lambda: row_norms(prefill.states[depth]).cpu())
+        evidence.attention = request.once(("attention", depth), window)
+    evidence.norms = request.once(("norms", depth), lambda: row_norms(prefill.states[depth]).cpu())
     return evidence
 
 
 def compress(name: str, request: Request) -> CompressedContext:
     """Compress by one variant."""
-    config = QuickMergeConfig().override(options(name, request.k, visible=request.visible))
+    return compress_with(options(name, request.k, visible=request.visible), request)
+
+
+def compress_with(chosen: dict[str, Any], request: Request) -> CompressedContext:
+    """Compress by request options, as :func:`options` makes them."""
+    config = calibrated(QuickMergeConfig().override(chosen), request.decoder.config)
     depth, _ = resolve_layers(config, request.decoder.num_layers)
     states = request.prefill.states[depth]
     if request.k >= request.tokens:
@@ -135,7 +141,7 @@ def method(name: str) -> Method:
     """The variant as a method of the bench."""
     config = QuickMergeConfig()
     text = (
-        f"{VARIANTS[name][0]}; in the model at two thirds of its depth, logit scale "
+        f"{VARIANTS[name][0]}; in the model at its calibrated depth or two thirds of it, logit scale "
         f"{config.logit_scale:g}, epsilon {config.epsilon:g}, "
         f"protected: first {config.protect_first}, last min({config.protect_last}, K/2), special"
     )

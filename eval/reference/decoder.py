@@ -38,7 +38,7 @@ class Decoder:
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"} or _sliding(config):
             raise UnsupportedModel(f"{name} with sliding-window layers is not supported")
-        self.model, self.core = model, model.model
+        self.config, self.model, self.core = config, model, model.model
         self.layers = self.core.layers
         self.num_layers = len(self.layers)
         self.num_heads = int(config.num_attention_heads)

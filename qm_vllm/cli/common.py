@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from qm_vllm.config import ConfigError, QuickMergeConfig
+from qm_vllm.presets import PRESETS
 
 REPORT_KEY = "quickmerge"
 
@@ -24,6 +25,14 @@ MaxKeptOption = Annotated[
 AlphaOption = Annotated[
     float | None,
     typer.Option(help="Keep tokens whose normalised saliency reaches this, in [0, 1]."),
+]
+MaxErrorOption = Annotated[
+    float | None,
+    typer.Option(help="Fewest tokens with which no head of the prompt's end reads something "
+                 "else by more than this, in [0, 1]; no measure of quality."),
+]
+PresetOption = Annotated[
+    str | None, typer.Option(help=f"Settings by name: {', '.join(PRESETS)}.")
 ]
 QueryVisibleOption = Annotated[
     bool | None,
@@ -68,27 +77,17 @@ def _plain(text: str) -> str:
     return text.replace("[", "\\[")
 
 
-def budget(
-    ratio: float | None, max_kept: int | None, alpha: float | None, default: float | None = None
-) -> dict[str, Any]:
-    """The budget fields that were given, by name; ``default`` is a ratio for "none given"."""
-    given: dict[str, Any] = {
-        name: value
-        for name, value in (("ratio", ratio), ("max_kept", max_kept), ("alpha", alpha))
-        if value is not None
-    }
-    if not given and default is not None:
-        given["ratio"] = default
-    return given
-
-
-def configuration(**values: Any) -> QuickMergeConfig:
+def configuration(preset: str | None = None, **values: Any) -> QuickMergeConfig:
     """A configuration from the options that were given (None means: not given).
 
+    Args:
+        preset: settings by name, under the values.
+
     Raises:
-        ConfigError: a value is impossible.
+        ConfigError: a value is impossible, or there is no such preset.
     """
-    return QuickMergeConfig(**{k: v for k, v in values.items() if v is not None})
+    given = {k: v for k, v in values.items() if v is not None}
+    return QuickMergeConfig.preset(preset, **given) if preset else QuickMergeConfig(**given)
 
 
 def report_of(output: Any) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from qm_vllm.cli.batch_lines import Item, Problem, finished_ids, id_key, read_it
 from qm_vllm.cli.common import (
     AlphaOption,
     CliError,
+    MaxErrorOption,
     MaxKeptOption,
+    PresetOption,
     QueryVisibleOption,
     RatioOption,
     configuration,
@@ -37,6 +39,8 @@ def generate(
     ratio: RatioOption = None,
     max_kept: MaxKeptOption = None,
     alpha: AlphaOption = None,
+    max_error: MaxErrorOption = None,
+    preset: PresetOption = None,
     min_tokens: Annotated[
         int | None, typer.Option(help="Prompts shorter than this pass untouched.")
     ] = None,
@@ -59,6 +63,8 @@ def generate(
             ratio=ratio,
             max_kept=max_kept,
             alpha=alpha,
+            max_error=max_error,
+            preset=preset,
             min_tokens=min_tokens,
             query_visible=query_visible,
         )

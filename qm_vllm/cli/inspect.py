@@ -12,10 +12,11 @@ from qm_vllm.cli import embedded, local_engine
 from qm_vllm.cli.common import (
     AlphaOption,
     CliError,
+    MaxErrorOption,
     MaxKeptOption,
+    PresetOption,
     QueryVisibleOption,
     RatioOption,
-    budget,
     configuration,
     errors,
     report_of,
@@ -36,6 +37,8 @@ def inspect(
     ratio: RatioOption = None,
     max_kept: MaxKeptOption = None,
     alpha: AlphaOption = None,
+    max_error: MaxErrorOption = None,
+    preset: PresetOption = None,
     saliency: Annotated[
         str | None, typer.Option(help="auto, query, entropy, norm or ned.")
     ] = None,
@@ -53,7 +56,8 @@ def inspect(
     with sentences():
         text = _read(input_file)
         config = configuration(
-            **budget(ratio, max_kept, alpha), saliency=saliency, query_visible=query_visible
+            preset=preset, ratio=ratio, max_kept=max_kept, alpha=alpha, max_error=max_error,
+            saliency=saliency, query_visible=query_visible,
         )
         if not output_file.resolve().parent.is_dir():
             raise CliError(f"the folder of --out {output_file} does not exist; create it first")

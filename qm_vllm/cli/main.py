@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from qm_vllm import __version__
+from qm_vllm.cli.calibrate import calibrate
 from qm_vllm.cli.compare import compare
 from qm_vllm.cli.demo import demo
 from qm_vllm.cli.doctor import doctor
@@ -29,6 +30,7 @@ app.command()(generate)
 app.command(context_settings=PASS_THROUGH)(serve)
 app.command()(inspect)
 app.command()(compare)
+app.command()(calibrate)
 app.command()(doctor)
 
 

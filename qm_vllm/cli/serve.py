@@ -16,7 +16,9 @@ from qm_vllm.api import engine_cli_args
 from qm_vllm.cli.common import (
     AlphaOption,
     CliError,
+    MaxErrorOption,
     MaxKeptOption,
+    PresetOption,
     QueryVisibleOption,
     RatioOption,
     configuration,
@@ -35,6 +37,8 @@ def serve(
     ratio: RatioOption = None,
     max_kept: MaxKeptOption = None,
     alpha: AlphaOption = None,
+    max_error: MaxErrorOption = None,
+    preset: PresetOption = None,
     min_tokens: Annotated[
         int | None, typer.Option(help="Prompts shorter than this pass untouched.")
     ] = None,
@@ -63,6 +67,8 @@ def serve(
             ratio=ratio,
             max_kept=max_kept,
             alpha=alpha,
+            max_error=max_error,
+            preset=preset,
             min_tokens=min_tokens,
             protect_last=protect_last,
             query_visible=query_visible,

@@ -1,7 +1,8 @@
 """How far the attention of a prompt's end moves when tokens are dropped: ``max_error``.
 
 Measured on the served model while it reads the prompt: what its last queries read from all
-tokens, against what they read from the kept ones. It needs no reference answer.
+tokens, against what they read from the kept ones. It needs no reference answer, and it is no
+measure of quality: how well it predicts what a task loses stands in docs/decisions.md.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-
-from qm_vllm.compress.query_attention import AGE
 
 STEPS = 64
 """Most sizes at which the error is looked at."""
@@ -26,10 +25,10 @@ class AttentionError:
     """Squared errors of attention outputs, per head, when only the first tokens of an order stay.
 
     Attributes:
-        lost: [H, S] float32, ``sum_q w_q ||o_q - o_q(K)||^2`` for S sizes K, with
-            ``o_q = sum_i p_qi v_i`` over all tokens, ``o_q(K)`` the same over the kept ones with
-            p made to sum to 1 again, and ``w_q = exp(-age / AGE)``.
-        energy: [H] float32, ``sum_q w_q ||o_q||^2``.
+        lost: [H, S] float32, ``sum_q ||o_q - o_q(K)||^2`` for S sizes K, with
+            ``o_q = sum_i p_qi v_i`` over all tokens and ``o_q(K)`` the same over the kept ones,
+            p made to sum to 1 again.
+        energy: [H] float32, ``sum_q ||o_q||^2``.
     """
 
     lost: Tensor
@@ -62,8 +61,6 @@ class AttentionError:
         order = order.to(weights.device)
         shared = values.float()[:, order]
         grouped = weights.float()[:, :, order].reshape(len(shared), -1, window, count)
-        age = torch.arange(window - 1, -1, -1, device=weights.device)
-        say = torch.exp(-age.float() / AGE)
         full = torch.einsum("kgwn,knd->kgwd", grouped, shared)
         read, mass = torch.zeros_like(full), torch.zeros_like(full[..., :1])
         lost = []
@@ -71,10 +68,9 @@ class AttentionError:
             part = grouped[..., start:stop]
             read += torch.einsum("kgwn,knd->kgwd", part, shared[:, start:stop])
             mass += part.sum(-1, keepdim=True)
-            apart = (full - read / mass.clamp_min(1e-20)).square().sum(-1)
-            lost.append((apart * say).sum(-1).flatten())
-        energy = (full.square().sum(-1) * say).sum(-1).flatten()
-        return cls(torch.stack(lost, 1), energy)
+            apart = full - read / mass.clamp_min(1e-20)
+            lost.append(apart.square().sum((-2, -1)).flatten())
+        return cls(torch.stack(lost, 1), full.square().sum((-2, -1)).flatten())
 
     @classmethod
     def joined(cls, parts: Sequence[AttentionError]) -> AttentionError:
@@ -84,8 +80,8 @@ class AttentionError:
         )
 
     def relative(self) -> Tensor:
-        """Mean over heads of ``sqrt(lost / energy)``: [S] float32, 0 where nothing is lost."""
-        return (self.lost / self.energy.clamp_min(1e-20)[:, None]).sqrt().mean(0)
+        """Highest ``sqrt(lost / energy)`` of any head: [S] float32, 0 where nothing is lost."""
+        return (self.lost / self.energy.clamp_min(1e-20)[:, None]).sqrt().amax(0)
 
 
 def sizes_between(low: int, num_tokens: int, block_size: int | None = None) -> list[int]:

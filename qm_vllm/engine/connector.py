@@ -13,6 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from qm_vllm.api import CONFIG_KEY
+from qm_vllm.calibration import calibrated
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine import compat
 from qm_vllm.engine.facts import read_facts, refuse
@@ -42,10 +43,11 @@ class QuickMergeConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         options = self._kv_transfer_config.kv_connector_extra_config.get(CONFIG_KEY, {})
-        self.config = QuickMergeConfig.from_dict(options)
         problem = refuse(vllm_config)
         if problem:
             raise RuntimeError(f"qm_vllm cannot run in this engine: {problem}")
+        text = vllm_config.model_config.hf_text_config
+        self.config = calibrated(QuickMergeConfig.from_dict(options), text)
         if role == KVConnectorRole.SCHEDULER:
             from qm_vllm.engine.scheduler_side import SchedulerSide
 

@@ -33,7 +33,7 @@ def scratch_bytes(config: QuickMergeConfig, shape: DecoderShape, num_tokens: int
     encoder = num_tokens * (depth + 1) * pair
     if config.max_kept is not None:
         kept = min(num_tokens, config.max_kept)
-    elif config.alpha is not None and config.ratio is None:
+    elif config.ratio is None and (config.alpha is not None or config.max_error is not None):
         kept = num_tokens
     else:
         kept = round(num_tokens * (config.ratio or config.DEFAULT_RATIO))

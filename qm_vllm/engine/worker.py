@@ -50,6 +50,7 @@ class QuickMergeWorkerMixin:
 
 def _reserved_bytes(config: Any) -> int:
     from qm_vllm.api import CONFIG_KEY
+    from qm_vllm.calibration import calibrated
     from qm_vllm.config import QuickMergeConfig
     from qm_vllm.engine.scratch_memory import DecoderShape, scratch_bytes
 
@@ -62,7 +63,8 @@ def _reserved_bytes(config: Any) -> int:
         head_size=model.get_head_size(),
         bytes_per_value=model.dtype.itemsize,
     )
-    return scratch_bytes(QuickMergeConfig.from_dict(options), shape, model.max_model_len)
+    chosen = calibrated(QuickMergeConfig.from_dict(options), model.hf_text_config)
+    return scratch_bytes(chosen, shape, model.max_model_len)
 
 
 def __getattr__(name: str) -> Any:

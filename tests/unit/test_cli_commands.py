@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.cli.common import CliError, budget, configuration, report_of
+from qm_vllm.cli.common import CliError, configuration, report_of
 from qm_vllm.cli.inspect import page_data
 from qm_vllm.cli.main import app
 from qm_vllm.cli.serve import server_arguments
@@ -115,10 +115,19 @@ def test_generate_with_nothing_left_to_do(run, tmp_path):
     assert "1 were in the output already" in result.output
 
 
-def test_budget_and_configuration_take_only_what_was_given():
-    assert budget(None, 200, None) == {"max_kept": 200}
-    assert budget(None, None, None, default=0.4) == {"ratio": 0.4}
+def test_a_configuration_takes_only_what_was_given():
     assert configuration(ratio=None, min_tokens=9) == QuickMergeConfig(min_tokens=9)
+    assert configuration("cache", ratio=None) == QuickMergeConfig.preset("cache")
+    assert configuration("cache", alpha=0.2) == QuickMergeConfig(query_visible=False, alpha=0.2)
+
+
+def test_options_of_the_server_reach_the_engine(run):
+    result = run("serve", "m", "--preset", "cache", "--max-error", "0.4", "--show-arguments")
+    assert result.exit_code == 0, result.output
+    assert '"query_visible": false' in result.output
+    assert '"max_error": 0.4' in result.output
+    assert '"ratio": null' in result.output
+    assert "preset='x' is unknown; allowed: cache" in run("serve", "m", "--preset", "x").output
 
 
 def test_a_request_without_a_report_means_the_plug_in_is_off():

@@ -126,6 +126,18 @@ def test_override_replaces_the_whole_budget():
         base.override({"ratio": 2})
 
 
+def test_presets_stand_under_what_is_said_beside_them():
+    preset = QuickMergeConfig.preset("cache")
+    assert (preset.query_visible, preset.ratio) == (False, 0.5)
+    assert QuickMergeConfig.preset("cache", max_kept=300).ratio is None
+    assert QuickMergeConfig(alpha=0.4).override({"preset": "cache"}) == preset
+    assert QuickMergeConfig().override({"preset": "cache", "ratio": 0.3}).ratio == 0.3
+    assert parse_request_args(request_args(preset="cache")) == {"preset": "cache"}
+    for use in (QuickMergeConfig.preset, lambda name: request_args(preset=name)):
+        with pytest.raises(ConfigError, match=r"preset='best' is unknown; allowed: cache"):
+            use("best")
+
+
 def test_effective_saliency():
     assert QuickMergeConfig().effective_saliency == "query"
     assert QuickMergeConfig(query_visible=False).effective_saliency == "entropy"
