@@ -91,7 +91,7 @@ class ReferenceEngine:
             yield self._evaluate_own(prompt, own)
         yield from self._evaluate_peers(prompt, [cell for cell in cells if cell[0].peer])
 
-    def _request(self, prompt: Prompt) -> Request:
+    def request_for(self, prompt: Prompt) -> Request:
         """The prompt with its prefill; K is set for each ratio."""
         seen = prompt.seen
         special = tuple(i for i, token in enumerate(prompt.ids[:seen]) if token in self.special)
@@ -107,7 +107,7 @@ class ReferenceEngine:
     def _evaluate_own(self, prompt: Prompt, cells: Sequence[Cell]) -> list[Row]:
         ready: list[Ready] = []
         rows: list[Row] = []
-        request = self._request(prompt)
+        request = self.request_for(prompt)
         for cell in cells:
             start = time.perf_counter()
             try:

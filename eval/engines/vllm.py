@@ -11,12 +11,12 @@ from qm_vllm.cli import local_engine
 from qm_vllm.cli.common import REPORT_KEY
 from qm_vllm.config import QuickMergeConfig, request_args
 from qm_vllm.eval.engines.base import Cell, budget, make_row
-from qm_vllm.eval.methods import quickmerge
+from qm_vllm.eval.methods import quickmerge, truncation
 from qm_vllm.eval.prompt import Prompt
 from qm_vllm.eval.row import Row
 from qm_vllm.eval.sample import Sample
 
-ONLY = "not applicable: the vLLM engine runs none, plain and the quickmerge variants"
+ONLY = "not applicable: the vLLM engine runs none, plain, truncation and the quickmerge variants"
 BLIND = (
     "not applicable: the plug-in compresses whole prompts; compressing a context before the "
     "question is known is measured by --engine reference"
@@ -85,6 +85,9 @@ class VllmEngine:
         ids, options = prompt, {}
         if name == "none":
             ids = tokens.bare
+        elif name == truncation.METHOD.name:
+            k = budget(len(prompt), cell[1], self.block_size)
+            ids = [prompt[i] for i in truncation.kept_positions(len(prompt), k).tolist()]
         elif name != "plain":
             k = budget(len(prompt), cell[1], self.block_size)
             given = quickmerge.options(name, k, visible=True)
@@ -103,7 +106,7 @@ class VllmEngine:
         return make_row(
             sample, cell,
             prompt_tokens=len(prompt),
-            kept_tokens=report.get("kept_tokens", len(ids)) if options else len(ids),
+            kept_tokens=report.get("kept_tokens", len(ids)),
             bytes_per_token=self.bytes_per_token,
             nll=sum(losses) / len(losses),
             accuracy=sum(said[i][token].rank == 1 for i, token in enumerate(target)) / len(target),
@@ -131,8 +134,10 @@ class VllmEngine:
         return text
 
     def _problem(self, sample: Sample, name: str) -> str | None:
-        if name not in ("none", "plain") and name not in quickmerge.VARIANTS:
+        if name in ("none", "plain"):
+            return None
+        if name not in (*quickmerge.VARIANTS, truncation.METHOD.name):
             return ONLY
-        if name in quickmerge.VARIANTS and not sample.query_visible:
+        if not sample.query_visible:
             return BLIND
         return None

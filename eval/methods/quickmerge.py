@@ -39,6 +39,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "quickmerge-knn": ("dropped tokens join the nearest by cosine", {"grouping": "knn"}),
     "quickmerge-chain": ("neighbours joined by agglomeration", {"grouping": "chain"}),
     "quickmerge-prefill": ("the kept tokens prefilled again", {"delivery": "prefill"}),
+    "quickmerge-entropy-prefill": (
+        "attention entropy alone, the kept tokens prefilled again",
+        {"saliency": "entropy", "delivery": "prefill"},
+    ),
 }
 """What each variant is, and the request options that make it."""
 
@@ -141,8 +145,8 @@ def method(name: str) -> Method:
     """The variant as a method of the bench."""
     config = QuickMergeConfig()
     text = (
-        f"{VARIANTS[name][0]}; in the model at its calibrated depth or two thirds of it, logit scale "
-        f"{config.logit_scale:g}, epsilon {config.epsilon:g}, "
+        f"{VARIANTS[name][0]}; in the model at its calibrated depth or two thirds of its layers, "
+        f"logit scale {config.logit_scale:g}, epsilon {config.epsilon:g}, "
         f"protected: first {config.protect_first}, last min({config.protect_last}, K/2), special"
     )
     return Method(name, text, lambda request: compress(name, request))

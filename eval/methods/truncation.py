@@ -8,12 +8,15 @@ from qm_vllm.eval.methods.base import Method, Request, run_again
 from qm_vllm.eval.reference.reader import CompressedContext
 
 
+def kept_positions(tokens: int, k: int) -> torch.Tensor:
+    """Half of the budget from the head, half from the tail."""
+    head = k // 2
+    return torch.cat((torch.arange(head), torch.arange(max(head, tokens - (k - head)), tokens)))
+
+
 def compress(request: Request) -> CompressedContext:
-    """Half of the budget from the head, half from the tail, prefilled again."""
-    head = request.k // 2
-    tail = request.tokens - (request.k - head)
-    kept = torch.cat((torch.arange(head), torch.arange(max(head, tail), request.tokens)))
-    return run_again(request, kept)
+    """Head and tail, prefilled again."""
+    return run_again(request, kept_positions(request.tokens, request.k))
 
 
 METHOD = Method("truncation", "first K/2 and last K/2 tokens, prefilled again", compress)

@@ -20,8 +20,9 @@ from qm_vllm.eval.reference.reader import CompressedContext
 from qm_vllm.eval.row import OK, Row
 from qm_vllm.eval.tasks import TASKS, build_sample
 
-FRACTIONS = (1 / 3, 5 / 12, 1 / 2, 7 / 12, 2 / 3, 3 / 4, 5 / 6)
-"""Depths to try, as shares of the model's layers."""
+SHALLOWEST, DEEPEST, MOST = 0.4, 0.8, 14
+"""Depths to try: shares of the model's layers, and how many at most. Neighbours differ: what
+looks things up sits in few layers."""
 RATIOS = (0.25, 0.125)
 TOLERANCE = 0.02
 """Retention that a shallower encoder may lose against the best one."""
@@ -50,7 +51,9 @@ class Depth:
 
 def depths(num_layers: int) -> list[int]:
     """The depths to try, at least 2 layers each."""
-    return sorted({min(num_layers, max(2, round(share * num_layers))) for share in FRACTIONS})
+    low, high = max(2, round(SHALLOWEST * num_layers)), max(2, round(DEEPEST * num_layers))
+    steps = min(MOST - 1, high - low)
+    return sorted({low + round((high - low) * i / max(1, steps)) for i in range(steps + 1)})
 
 
 def measure(

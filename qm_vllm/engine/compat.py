@@ -54,8 +54,9 @@ OPTIONAL: tuple[tuple[str, str], ...] = (
 )
 """(module, attribute) of fast paths: attention in dense_attention.py (without it, torch's), and
 in fused_ops.py modules whose ``_forward_method`` is replaced (without it, their own).
-The rotary buffer ``cos_sin_cache``, also in fused_ops.py, is looked for on the loaded model:
-without it, kept tokens get compact positions, and the report says so."""
+The rotary buffer ``cos_sin_cache``, also in fused_ops.py, is looked for on the loaded model when
+the engine starts (worker_side.py): without it, kept tokens get compact positions, which the log
+and every report say."""
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,11 @@ class DenseRunner:
         shared = all(one is rotary[0] for one in rotary)
         return rotary_table(rotary[0], positions) if shared else None
 
+    def can_place(self) -> bool:
+        """Whether kept tokens can stay at their distances, as far as this decoder is injected."""
+        sliding = any(view.sliding_window is not None for view in self.view.layers)
+        return sliding or self.place(torch.zeros(1, dtype=torch.long)) is not None
+
     def rotate(
         self, layer: int, keys: torch.Tensor, table: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -43,6 +43,11 @@ class WorkerSide:
         try:
             self.runner = DenseRunner(view_decoder(model), dtype, device, chunk)
             self.problem = self_check(self.runner)
+            if self.problem is None and not self.runner.can_place():
+                logger.warning(
+                    "qm_vllm: this model's rotary embedding has no table of angles that can be "
+                    "replaced; kept tokens get compact positions"
+                )
         except UnsupportedDecoder as error:
             self.runner, self.problem = None, str(error)
             if hasattr(model, "embed_input_ids"):
