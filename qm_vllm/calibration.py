@@ -1,4 +1,4 @@
-"""How deep a model's encoder part is, as measured by ``qm-vllm calibrate`` and kept in JSON."""
+"""Which layers encode and which look things up, as ``qm-vllm calibrate`` measured it; JSON."""
 
 from __future__ import annotations
 
@@ -52,13 +52,14 @@ class Calibration:
 
     Attributes:
         model: name, for people.
-        encoder_layers: E that was chosen.
+        encoder_layers: E that was chosen. window_layers: how many just below it are read.
         evidence: how it was measured and what came out, as ``qm-vllm calibrate`` wrote it.
     """
 
     model: str
     shape: ModelShape
     encoder_layers: int
+    window_layers: int
     evidence: dict[str, Any]
 
     def save(self, file: Path) -> None:
@@ -80,10 +81,13 @@ def load(file: Path) -> Calibration:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, not {FORMAT}")
         shape = ModelShape(**content["shape"])
-        depth = content["encoder_layers"]
-        if not isinstance(depth, int) or not 1 <= depth <= shape.num_layers:
-            raise ValueError(f"encoder_layers={depth!r} of {shape.num_layers} layers")
-        return Calibration(content["model"], shape, depth, content["evidence"])
+        depth, window = content["encoder_layers"], content["window_layers"]
+        for name, value, most in (
+            ("encoder_layers", depth, shape.num_layers), ("window_layers", window, depth),
+        ):
+            if not isinstance(value, int) or not 1 <= value <= most:
+                raise ValueError(f"{name}={value!r} of {shape.num_layers} layers")
+        return Calibration(content["model"], shape, depth, window, content["evidence"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"calibration {str(file)!r} cannot be used ({type(error).__name__}: {error}); make "
@@ -101,7 +105,7 @@ def shipped(shape: ModelShape) -> Calibration | None:
 
 
 def calibrated(config: QuickMergeConfig, model: Any) -> QuickMergeConfig:
-    """The configuration with E for this model, where nobody has named one.
+    """The configuration with the layers for this model, where nobody has named any.
 
     Args:
         model: transformers text configuration of the served model.
@@ -109,7 +113,8 @@ def calibrated(config: QuickMergeConfig, model: Any) -> QuickMergeConfig:
     Raises:
         ConfigError: the configured calibration cannot be read or is of another model.
     """
-    if config.encoder_layers is not None or config.score_layers is not None:
+    named = (config.encoder_layers, config.window_layers, config.score_layers)
+    if any(value is not None for value in named):
         return config
     shape = ModelShape.of(model)
     if config.calibration is None:
@@ -121,4 +126,8 @@ def calibrated(config: QuickMergeConfig, model: Any) -> QuickMergeConfig:
                 f"calibration {config.calibration!r} was made for {found.shape}; the model has "
                 f"{shape}: make one for it with `qm-vllm calibrate`, or leave it out"
             )
-    return dataclasses.replace(config, encoder_layers=found.encoder_layers) if found else config
+    if found is None:
+        return config
+    return dataclasses.replace(
+        config, encoder_layers=found.encoder_layers, window_layers=found.window_layers
+    )

@@ -71,6 +71,9 @@ class QuickMergeConfig:
     encoder_layers: int | None = None
     """E: decoder layers that run over all N tokens. None: as calibrated for the model, else
     two thirds of its layers."""
+    window_layers: int | None = None
+    """Layers just below E, sliding-window layers not counted, in which the prompt's end says
+    what it looks at. None: as calibrated for the model, else a fifth of its layers."""
     score_layers: tuple[int, int] | None = None
     """Half-open range of layers whose input states give the entropy. None: the layers between
     a sixth and a third of the depth. Must end at or below E."""
@@ -102,7 +105,7 @@ class QuickMergeConfig:
     # --- engine: fixed at start --------------------------------------------------------------
     calibration: str | None = None
     """JSON file of ``qm-vllm calibrate`` that says how deep the encoder is. None: the one that
-    comes with the package for this model, if any. Not read where E or score layers are named."""
+    comes with the package for this model, if any. Not read where layers are named."""
     encoder_chunk_tokens: int = 2048
     """Rows per unit of encoder work, and the work of one step as rows through all layers.
     Smaller values delay running requests less. Tokens, >= 16."""
@@ -115,7 +118,7 @@ class QuickMergeConfig:
         "enabled", "min_tokens", "ratio", "max_kept", "alpha", "min_kept", "protect_first",
         "protect_last", "protect_special", "protect_ranges", "saliency", "query_visible",
         "encoder_layers", "score_layers", "logit_scale", "grouping", "merge", "epsilon",
-        "delivery", "positions", "details", "max_error",
+        "delivery", "positions", "details", "max_error", "window_layers",
     })
     BUDGET_FIELDS: ClassVar[tuple[str, ...]] = ("ratio", "max_kept", "alpha", "max_error")
     DEFAULT_RATIO: ClassVar[float] = 0.4
@@ -128,7 +131,7 @@ class QuickMergeConfig:
             ("encoder_chunk_tokens", 16), ("max_live_jobs", 1), ("memo_entries", 0),
         ):
             object.__setattr__(self, name, integer(name, getattr(self, name), low))
-        for name in ("max_kept", "encoder_layers"):
+        for name in ("max_kept", "encoder_layers", "window_layers"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, integer(name, getattr(self, name), 1))
         if self.ratio is not None:

@@ -6,13 +6,21 @@ from qm_vllm.config import ConfigError, QuickMergeConfig
 
 WINDOW_QUERIES = 64
 """Last positions of the prompt whose attention is recorded."""
-WINDOW_LAYERS = 2
-"""Layers just below E in which it is recorded, sliding-window layers not counted."""
+NARROWEST_WINDOW = 2
 
 
 def encoder_depth(config: QuickMergeConfig, num_layers: int) -> int:
     """E: as configured, else two thirds of the model's layers."""
     return config.encoder_layers or max(1, round(num_layers * 2 / 3))
+
+
+def window_layers(config: QuickMergeConfig, num_layers: int) -> int:
+    """Layers just below E whose attention is recorded: as configured, else a fifth of all.
+
+    What looks things up sits in few layers: where nobody has measured which, a wider window is
+    safer (docs/decisions.md).
+    """
+    return config.window_layers or max(NARROWEST_WINDOW, round(num_layers / 5))
 
 
 def resolve_layers(config: QuickMergeConfig, num_layers: int) -> tuple[int, tuple[int, int]]:

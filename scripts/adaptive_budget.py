@@ -28,7 +28,7 @@ from qm_vllm.eval.methods.quickmerge import evidence_of, options, score_evidence
 from qm_vllm.eval.prompt import Prompt
 from qm_vllm.eval.study.adaptive import FIXED, ORACLE, Curve, compare, rank_correlation
 from qm_vllm.eval.tasks import build_sample
-from qm_vllm.layers import WINDOW_LAYERS, WINDOW_QUERIES, encoder_depth
+from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
 
 RATIOS = (0.03125, 0.0625, 0.09, 0.125, 0.18, 0.25, 0.33, 0.5)
 TARGETS = (0.0625, 0.09, 0.125, 0.18, 0.25)
@@ -49,13 +49,14 @@ def signals(engine: ReferenceEngine, prompt: Prompt) -> dict[float, dict[str, fl
     scores = score_evidence(evidence_of(request, config), config).cpu()
     protected = protected_mask(config, None, request.tokens, frozenset())
     order = keep_order(scores, protected)
-    depth, prefill = encoder_depth(config, engine.decoder.num_layers), request.prefill
+    layers, prefill = engine.decoder.num_layers, request.prefill
+    depth = encoder_depth(config, layers)
     error = AttentionError.joined([
         AttentionError.of(
             prefill.head_attention(layer, WINDOW_QUERIES), prefill.values[layer], order,
             list(ks.values()),
         )
-        for layer in range(depth - WINDOW_LAYERS, depth)
+        for layer in range(depth - window_layers(config, layers), depth)
     ]).relative()
     blind = QuickMergeConfig(saliency="entropy")
     absolute = absolute_saliency(evidence_of(request, blind)).cpu().sort(descending=True).values

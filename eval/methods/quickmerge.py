@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from qm_vllm.compress import score_tokens as score_evidence
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.eval.methods.base import Method, Request, run_again
 from qm_vllm.eval.reference.reader import CompressedContext
-from qm_vllm.layers import WINDOW_LAYERS, WINDOW_QUERIES, resolve_layers
+from qm_vllm.layers import WINDOW_QUERIES, resolve_layers, window_layers
 
 FEWEST_FOR_SPECIAL = 40
 """Below this many kept tokens the template's special tokens are not protected."""
@@ -80,12 +81,8 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
             part.observe_layer(prefill.states[layer], config.logit_scale, kinds)
         return part
 
-    def window() -> list[QueryAttention]:
-        layers = range(max(0, depth - WINDOW_LAYERS), depth)
-        return [
-            QueryAttention.of(prefill.head_attention(layer, WINDOW_QUERIES).cpu())
-            for layer in layers
-        ]
+    def window(layer: int) -> QueryAttention:
+        return QueryAttention.of(prefill.head_attention(layer, WINDOW_QUERIES).cpu())
 
     evidence = Evidence(num_tokens=request.tokens)
     kinds = wanted & {"entropy", "incoming"}
@@ -93,7 +90,11 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
         part = request.once((kinds, first, last), lambda: scored(kinds))
         evidence.entropies, evidence.incoming = part.entropies, part.incoming
     if "attention" in wanted:
-        evidence.attention = request.once(("attention", depth), window)
+        count = window_layers(config, request.decoder.num_layers)
+        evidence.attention = [
+            request.once(("attention", layer), partial(window, layer))
+            for layer in range(max(0, depth - count), depth)
+        ]
     evidence.norms = request.once(("norms", depth), lambda: row_norms(prefill.states[depth]).cpu())
     return evidence
 

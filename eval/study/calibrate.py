@@ -1,4 +1,4 @@
-"""Chooses how deep a model's encoder part is: the shallowest that keeps as much as the best."""
+"""Chooses which layers encode and which are read: the shallowest that keep as much as the best."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from qm_vllm.eval.tasks import TASKS, build_sample
 SHALLOWEST, DEEPEST, MOST = 0.4, 0.8, 14
 """Depths to try: shares of the model's layers, and how many at most. Neighbours differ: what
 looks things up sits in few layers."""
+WINDOWS = (2, 4)
+"""Numbers of layers just below E to read."""
 RATIOS = (0.25, 0.125)
 TOLERANCE = 0.02
 """Retention that a shallower encoder may lose against the best one."""
@@ -34,19 +36,26 @@ NAMES = (
 
 
 @dataclass(frozen=True)
-class Depth:
-    """What one depth E keeps.
+class Choice:
+    """What one choice of layers keeps.
 
     Attributes:
+        layers: E. window: layers just below it that are read.
         retention: mean over families and ratios, each cut at 1 (more than the full prompt is
             no better); families: without the cut, mean over ratios.
         work: prefill work without attention at a third of the tokens, plain prefill = 1.
     """
 
     layers: int
+    window: int
     retention: float
     families: dict[str, float]
     work: float
+
+
+def choices(num_layers: int) -> list[tuple[int, int]]:
+    """Pairs of E and a window to try."""
+    return [(e, w) for e in depths(num_layers) for w in WINDOWS if w <= e]
 
 
 def depths(num_layers: int) -> list[int]:
@@ -57,13 +66,13 @@ def depths(num_layers: int) -> list[int]:
 
 
 def measure(
-    engine: ReferenceEngine, tried: Sequence[int], *, samples: int, length: int,
+    engine: ReferenceEngine, tried: Sequence[tuple[int, int]], *, samples: int, length: int,
     advanced: Callable[[], object] = lambda: None,
-) -> list[Depth]:
-    """Retention at each depth on the same samples of the split for choices.
+) -> list[Choice]:
+    """Retention of each choice on the same samples of the split for choices.
 
     Args:
-        tried: depths E. samples: of each task. length: tokens of a prompt.
+        tried: pairs of E and the window. samples: of each task. length: tokens of a prompt.
         advanced: called after each of ``samples * len(NAMES)`` prompts.
 
     Raises:
@@ -71,7 +80,7 @@ def measure(
         HaystackError: no texts are installed.
     """
     cells: list[Cell] = [(METHODS["none"], 0.0), (METHODS["plain"], 1.0)]
-    cells += [(_at(depth), ratio) for depth in tried for ratio in RATIOS]
+    cells += [(_at(*pair), ratio) for pair in tried for ratio in RATIOS]
     rows: list[Row] = []
     texts = available()
     for index in range(samples):
@@ -83,16 +92,14 @@ def measure(
             for part in engine.evaluate(sample, cells):
                 rows += part
             advanced()
-    return [_summary(rows, depth, engine.decoder.num_layers) for depth in tried]
+    return [_summary(rows, *pair, engine.decoder.num_layers) for pair in tried]
 
 
-def choose(measured: Sequence[Depth]) -> Depth:
-    """The shallowest whose retention is within :data:`TOLERANCE` of the best."""
-    best = max(depth.retention for depth in measured)
-    return min(
-        (depth for depth in measured if depth.retention >= best - TOLERANCE),
-        key=lambda depth: depth.layers,
-    )
+def choose(measured: Sequence[Choice]) -> Choice:
+    """The shallowest whose retention is within :data:`TOLERANCE` of the best; of these the best."""
+    best = max(one.retention for one in measured)
+    within = [one for one in measured if one.retention >= best - TOLERANCE]
+    return min(within, key=lambda one: (one.layers, -one.retention))
 
 
 def shape_of(engine: ReferenceEngine) -> ModelShape:
@@ -100,15 +107,20 @@ def shape_of(engine: ReferenceEngine) -> ModelShape:
     return ModelShape.of(engine.decoder.config)
 
 
-def _at(depth: int) -> Method:
+def _at(depth: int, window: int) -> Method:
     def compress(request: Request) -> CompressedContext:
         chosen: dict[str, Any] = options("quickmerge", request.k, visible=True)
-        return compress_with(chosen | {"encoder_layers": depth}, request)
+        layers = {"encoder_layers": depth, "window_layers": window}
+        return compress_with(chosen | layers, request)
 
-    return Method(f"E={depth}", f"quickmerge with E = {depth}", compress)
+    return Method(_name(depth, window), "quickmerge with these layers", compress)
 
 
-def _summary(rows: Sequence[Row], depth: int, num_layers: int) -> Depth:
+def _name(depth: int, window: int) -> str:
+    return f"E={depth}, {window} read"
+
+
+def _summary(rows: Sequence[Row], depth: int, window: int, num_layers: int) -> Choice:
     losses: dict[tuple[str, float], dict[str, float]] = {}
     families = {row.sample_id: row.family for row in rows}
     for row in rows:
@@ -117,7 +129,7 @@ def _summary(rows: Sequence[Row], depth: int, num_layers: int) -> Depth:
     none, full = losses["none", 0.0], losses["plain", 1.0]
     found: dict[str, list[float]] = {}
     for ratio in RATIOS:
-        own = losses.get((f"E={depth}", ratio), {})
+        own = losses.get((_name(depth, window), ratio), {})
         for family in dict.fromkeys(families.values()):
             ids = [i for i in own if families[i] == family and i in none and i in full]
             if ids:
@@ -126,8 +138,9 @@ def _summary(rows: Sequence[Row], depth: int, num_layers: int) -> Depth:
                 )
                 found.setdefault(family, []).append(kept)
     cut = [min(1.0, value) for values in found.values() for value in values if value == value]
-    return Depth(
+    return Choice(
         layers=depth,
+        window=window,
         retention=float(np.mean(cut)) if cut else float("nan"),
         families={family: round(float(np.nanmean(v)), 3) for family, v in found.items()},
         work=depth / num_layers + (1 - depth / num_layers) / 3,

@@ -44,7 +44,7 @@ def calibrate(
         try:
             folder = model or embedded.ensure_model()
             engine = ReferenceEngine(folder, dtype=dtype, threads=threads)
-            tried = study.depths(engine.decoder.num_layers)
+            tried = study.choices(engine.decoder.num_layers)
             with Progress(console=errors()) as progress:
                 task = progress.add_task("Calibrating", total=samples * len(study.NAMES))
                 measured = study.measure(
@@ -58,9 +58,10 @@ def calibrate(
             model=name or Path(model or embedded.NAME).name,
             shape=study.shape_of(engine),
             encoder_layers=chosen.layers,
+            window_layers=chosen.window,
             evidence=_evidence(study, measured, engine, samples, length),
         ).save(out)
-        _print(measured, chosen.layers)
+        _print(measured, chosen)
         typer.echo(out)
 
 
@@ -80,20 +81,20 @@ def _evidence(
             "qm_vllm": __version__, "torch": torch.__version__,
             "transformers": transformers.__version__,
         },
-        "depths": [
-            {**dataclasses.asdict(depth), "retention": round(depth.retention, 4),
-             "work": round(depth.work, 4)}
-            for depth in measured
+        "choices": [
+            {**dataclasses.asdict(one), "retention": round(one.retention, 4),
+             "work": round(one.work, 4)}
+            for one in measured
         ],
     }
 
 
-def _print(measured: list[Any], chosen: int) -> None:
-    table = Table("E", "retention", "prefill work", *measured[0].families)
-    for depth in measured:
-        mark = " *" if depth.layers == chosen else ""
+def _print(measured: list[Any], chosen: Any) -> None:
+    table = Table("E", "layers read", "retention", "prefill work", *measured[0].families)
+    for one in measured:
+        mark = " *" if one is chosen else ""
         table.add_row(
-            f"{depth.layers}{mark}", f"{depth.retention:.3f}", f"{depth.work:.2f}",
-            *(f"{value:.2f}" for value in depth.families.values()),
+            f"{one.layers}{mark}", f"{one.window}", f"{one.retention:.3f}", f"{one.work:.2f}",
+            *(f"{value:.2f}" for value in one.families.values()),
         )
     Console().print(table)

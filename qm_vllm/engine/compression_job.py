@@ -30,7 +30,7 @@ from qm_vllm.config import ConfigError
 from qm_vllm.engine.dense_runner import DenseRunner, LayerRecord, Stream, gather_rows
 from qm_vllm.engine.protocol import JobResult, JobSpec
 from qm_vllm.engine.stopwatch import Stopwatch
-from qm_vllm.layers import WINDOW_QUERIES
+from qm_vllm.layers import WINDOW_QUERIES, window_layers
 
 
 class CompressionJob:
@@ -92,7 +92,10 @@ class CompressionJob:
         wanted, rows = needs(spec.config), len(spec.token_ids)
         if spec.encoder_layers == 0:
             yield from self._score(stream, evidence, wanted)
-        windows = runner.window_layers(spec.encoder_layers) if "attention" in wanted else []
+        windows: list[int] = []
+        if "attention" in wanted:
+            count = window_layers(spec.config, len(runner.view.layers))
+            windows = runner.window_layers(spec.encoder_layers, count)
         for layer in range(spec.encoder_layers):
             if layer in range(*spec.score_layers):
                 yield from self._score(stream, evidence, wanted)

@@ -16,7 +16,6 @@ from qm_vllm.compress import AttentionError, QueryAttention
 from qm_vllm.engine.adapters.decoder import DecoderView
 from qm_vllm.engine.dense_attention import DenseAttention, choose_backend
 from qm_vllm.engine.fused_ops import rotary_forward, rotary_table
-from qm_vllm.layers import WINDOW_LAYERS
 
 
 class _RotaryTap(nn.Module):
@@ -181,10 +180,10 @@ class DenseRunner:
         _, rotated = rotary(positions, flat.clone(), flat)
         return rotated.reshape(keys.shape)
 
-    def window_layers(self, depth: int) -> list[int]:
-        """The last layers below ``depth`` whose queries see the whole prompt."""
+    def window_layers(self, depth: int, count: int) -> list[int]:
+        """The last ``count`` layers below ``depth`` whose queries see the whole prompt."""
         whole = [i for i in range(depth) if self.view.layers[i].sliding_window is None]
-        return whole[-WINDOW_LAYERS:]
+        return whole[-count:]
 
     def window_attention(self, layer: int, record: LayerRecord) -> QueryAttention:
         """What the recorded last queries look at, over the heads of all ranks."""

@@ -20,12 +20,12 @@ MODEL = SimpleNamespace(
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "m.json"
-    Calibration("m", SHAPE, 7, {"samples": 1}).save(path)
+    Calibration("m", SHAPE, 7, 3, {"samples": 1}).save(path)
     return path
 
 
 def test_what_is_saved_is_read_and_no_part_stays(file):
-    assert load(file) == Calibration("m", SHAPE, 7, {"samples": 1})
+    assert load(file) == Calibration("m", SHAPE, 7, 3, {"samples": 1})
     assert [path.name for path in file.parent.iterdir()] == ["m.json"]
 
 
@@ -37,8 +37,9 @@ def test_shape_of_a_model_without_grouped_heads():
 
 def test_the_file_gives_the_depth_unless_layers_are_named(file):
     config = QuickMergeConfig(calibration=str(file))
-    assert calibrated(config, MODEL).encoder_layers == 7
-    for named in ({"encoder_layers": 5}, {"score_layers": (1, 3)}):
+    found = calibrated(config, MODEL)
+    assert (found.encoder_layers, found.window_layers) == (7, 3)
+    for named in ({"encoder_layers": 5}, {"window_layers": 1}, {"score_layers": (1, 3)}):
         own = QuickMergeConfig(calibration=str(file), **named)
         assert calibrated(own, MODEL) == own
 
@@ -57,6 +58,7 @@ def test_a_calibration_of_another_model_says_so(file):
 
 @pytest.mark.parametrize("change", [
     {"format": 2}, {"shape": {"layers": 3}}, {"encoder_layers": 13}, {"encoder_layers": "7"},
+    {"window_layers": 8}, {"window_layers": 0},
 ])
 def test_broken_files_are_named(file, change):
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -76,7 +78,7 @@ def test_shipped_calibrations_are_whole_and_of_different_shapes():
     assert len({calibration.shape for calibration in found}) == len(found)
     for calibration in found:
         assert shipped(calibration.shape) == calibration
-        assert calibration.evidence["depths"]
+        assert calibration.evidence["choices"]
 
 
 def test_the_calibration_is_not_part_of_the_fingerprint():
