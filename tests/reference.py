@@ -163,6 +163,24 @@ def looked_up(weights: torch.Tensor, n: int, protect_last: int) -> torch.Tensor:
     return ranks(-best.round(decimals=3))
 
 
+def attention_error(weights: torch.Tensor, values: torch.Tensor, kept: list[int]) -> float:
+    """What the rows of weights [H, W, N] would miss of values [KVH, N, d] with only ``kept``: the
+    largest relative error of a head, one query after another in float64."""
+    heads, window, _ = weights.shape
+    shares = []
+    for head in range(heads):
+        value = values[head // (heads // values.shape[0])].double()
+        lost = energy = 0.0
+        for row in range(window):
+            p = weights[head, row].double()
+            full = p @ value
+            part = p[kept] @ value[kept] / max(float(p[kept].sum()), 1e-20)
+            lost += float((full - part).square().sum())
+            energy += float(full.square().sum())
+        shares.append(math.sqrt(lost / energy))
+    return max(shares)
+
+
 def merge(
     x: torch.Tensor, kept: list[int], score: torch.Tensor, epsilon: float
 ) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from qm_vllm import calibration
 from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.presets import PRESETS
 
@@ -84,10 +85,14 @@ def configuration(preset: str | None = None, **values: Any) -> QuickMergeConfig:
         preset: settings by name, under the values.
 
     Raises:
-        ConfigError: a value is impossible, or there is no such preset.
+        ConfigError: a value is impossible, there is no such preset, or the calibration cannot be
+            read.
     """
     given = {k: v for k, v in values.items() if v is not None}
-    return QuickMergeConfig.preset(preset, **given) if preset else QuickMergeConfig(**given)
+    config = QuickMergeConfig.preset(preset, **given) if preset else QuickMergeConfig(**given)
+    if config.calibration is not None:
+        calibration.load(Path(config.calibration))
+    return config
 
 
 def report_of(output: Any) -> dict[str, Any]:

@@ -45,6 +45,9 @@ def generate(
         int | None, typer.Option(help="Prompts shorter than this pass untouched.")
     ] = None,
     query_visible: QueryVisibleOption = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="JSON file of `qm-vllm calibrate` for this model.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     max_model_len: Annotated[
@@ -67,6 +70,7 @@ def generate(
             preset=preset,
             min_tokens=min_tokens,
             query_visible=query_visible,
+            calibration=calibration,
         )
         items, problems, skipped = plan(input_file, output_file)
         written = 0

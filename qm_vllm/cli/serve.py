@@ -50,6 +50,9 @@ def serve(
     encoder_layers: Annotated[
         int | None, typer.Option(help="Layers that run over the whole prompt.")
     ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="JSON file of `qm-vllm calibrate` for this model.")
+    ] = None,
     encoder_chunk_tokens: Annotated[
         int | None, typer.Option(help="Encoder work between two steps of the engine, in tokens.")
     ] = None,
@@ -74,6 +77,7 @@ def serve(
             query_visible=query_visible,
             delivery=delivery,
             encoder_layers=encoder_layers,
+            calibration=calibration,
             encoder_chunk_tokens=encoder_chunk_tokens,
             enabled=False if off else None,
         )

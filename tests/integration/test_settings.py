@@ -128,3 +128,17 @@ def test_compiled_engine_keeps_all_tokens_like_plain(tiny_models):
     assert ours[0][0] == plain[0][0]
     with engine(tiny_models("llama"), QuickMergeConfig(), **OPTIONS) as llm:
         assert run(llm, prompts, greedy(32, ratio=0.4))[0][0] == cut[0][0]
+
+
+def test_a_calibration_of_another_model_stops_the_start(tiny_models, tmp_path):
+    from qm_vllm.calibration import Calibration, ModelShape
+    from qm_vllm.config import ConfigError
+
+    file = tmp_path / "other.json"
+    Calibration("m", ModelShape("LlamaForCausalLM", 12, 64, 4, 2, 512), 7, 2, {}).save(file)
+    config = QuickMergeConfig(calibration=str(file))
+    with (
+        pytest.raises(ConfigError, match=r"made for LlamaForCausalLM, 12 layers.*has.*6 layers"),
+        engine(tiny_models("llama"), config, skip_tokenizer_init=True),
+    ):
+        pass

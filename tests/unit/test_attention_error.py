@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +15,7 @@ from qm_vllm.compress import (
     smallest_within,
 )
 from qm_vllm.config import ConfigError, QuickMergeConfig
+from tests.reference import attention_error as by_definition
 from tests.unit import helpers
 
 
@@ -26,23 +25,6 @@ def layer(n: int, heads: int = 4, kv_heads: int = 2, window: int = 10, seed: int
     future = torch.ones(window, n, dtype=torch.bool).triu(n - window + 1)
     weights = logits.masked_fill(future, -torch.inf).softmax(-1)
     return weights, torch.randn(kv_heads, n, 8, generator=g), torch.randperm(n, generator=g)
-
-
-def by_definition(weights, values, kept: list[int]) -> float:
-    """In float64, one head and one query after another."""
-    heads, window, _ = weights.shape
-    shares = []
-    for head in range(heads):
-        value = values[head // (heads // values.shape[0])].double()
-        lost = energy = 0.0
-        for row in range(window):
-            p = weights[head, row].double()
-            full = p @ value
-            part = p[kept] @ value[kept] / max(float(p[kept].sum()), 1e-20)
-            lost += float((full - part).square().sum())
-            energy += float(full.square().sum())
-        shares.append(math.sqrt(lost / energy))
-    return max(shares)
 
 
 @pytest.mark.parametrize("n", [10, 37, 200])
