@@ -10,6 +10,7 @@ qm_vllm/eval/study/adaptive.py. About ten minutes on two cores.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ def measure(engine: ReferenceEngine, samples: int, length: int, split: str) -> p
                 task, length=length, split=split, index=index, tokenizer=engine.tokenizer,
                 haystacks=available(),
             )
+            sample = replace(sample, max_new_tokens=0, metric="none")
             seen = signals(engine, Prompt.of(sample, engine.tokenizer))
             rows = {
                 (row.method, row.ratio): row for part in engine.evaluate(sample, cells)

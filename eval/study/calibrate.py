@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,8 @@ def measure(
                 name, length=max(length, TASKS[name].minimum), split=SPLIT, index=index,
                 tokenizer=engine.tokenizer, haystacks=texts,
             )
-            for part in engine.evaluate(sample, cells):
+            likelihood = replace(sample, max_new_tokens=0, metric="none")
+            for part in engine.evaluate(likelihood, cells):
                 rows += part
             advanced()
     return [_summary(rows, *pair, engine.decoder.num_layers) for pair in tried]
