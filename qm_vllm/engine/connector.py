@@ -17,11 +17,16 @@ from qm_vllm.calibration import calibrated
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine import compat
 from qm_vllm.engine.facts import read_facts, refuse
+from qm_vllm.engine.metrics import QuickMergePromMetrics, QuickMergeStats
 from qm_vllm.engine.protocol import QuickMergeMetadata, QuickMergeWorkerMetadata
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+        KVConnectorPromMetrics,
+        KVConnectorStats,
+    )
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -96,6 +101,25 @@ class QuickMergeConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         return self.request_finished(request, [b for group in block_ids for b in group])
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        side = getattr(self, "scheduler_side", None)
+        return None if side is None else side.tally.take()
+
+    @classmethod
+    def build_kv_connector_stats(
+        cls, data: dict[str, Any] | None = None
+    ) -> KVConnectorStats | None:
+        return QuickMergeStats(data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: VllmConfig, metric_types: Any, labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics | None:
+        return QuickMergePromMetrics(
+            vllm_config, metric_types, labelnames, per_engine_labelvalues
+        )
 
     def reset_cache(self) -> bool | None:
         self.scheduler_side.reset()

@@ -26,6 +26,16 @@ class JobBoard:
         self.entries: dict[str, BoardEntry] = {}
         self.queue: deque[str] = deque()
         self.releases: list[str] = []
+        self._levels = (0, 0)
+
+    def live(self) -> int:
+        """Jobs whose states or KV the worker holds."""
+        return sum(entry.sent for entry in self.entries.values())
+
+    def changed(self) -> bool:
+        """Whether the numbers of waiting and live jobs differ from the last call's."""
+        before, self._levels = self._levels, (len(self.queue), self.live())
+        return before != self._levels
 
     def join(self, spec: JobSpec, request_id: str, *, urgent: bool = False) -> BoardEntry:
         """Make a request a user of the job, which is queued if it is new."""
@@ -55,8 +65,7 @@ class JobBoard:
 
     def take_new(self) -> list[JobSpec]:
         """Jobs to send to the worker now."""
-        live = sum(entry.sent for entry in self.entries.values())
-        specs = []
+        live, specs = self.live(), []
         while self.queue and live < self.max_live:
             entry = self.entries[self.queue.popleft()]
             entry.sent, live = True, live + 1

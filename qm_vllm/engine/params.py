@@ -15,7 +15,15 @@ if TYPE_CHECKING:
 
 
 class Untouched(Exception):
-    """The request goes to plain vLLM; the message is the reason in its report."""
+    """The request goes to plain vLLM; the message is the reason in its report.
+
+    Attributes:
+        kind: the same in one word, for the metrics.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -35,28 +43,29 @@ def plan_request(request: Request, base: QuickMergeConfig, facts: EngineFacts) -
     """
     params = request.sampling_params
     if params is None:
-        raise Untouched("not a text generation request")
+        raise Untouched("pooling", "not a text generation request")
     try:
         config = base.override(parse_request_args(params.extra_args))
     except ConfigError as error:
-        raise Untouched(f"invalid option: {error}") from error
+        raise Untouched("invalid_option", f"invalid option: {error}") from error
     if not config.enabled:
-        raise Untouched("disabled for this request")
+        raise Untouched("disabled", "disabled for this request")
     tokens = request.num_prompt_tokens
-    for present, reason in (
-        (request.prompt_token_ids is None or request.prompt_embeds is not None,
+    for present, kind, reason in (
+        (request.prompt_token_ids is None or request.prompt_embeds is not None, "embeddings",
          "the prompt has embeddings instead of token ids"),
-        (bool(request.mm_features), "the prompt has images, audio or video"),
-        (request.resumable, "streaming input sessions are not supported"),
-        (request.lora_request is not None, "LoRA requests are not supported"),
-        (params.prompt_logprobs is not None, "prompt_logprobs needs every prompt position"),
-        (tokens < config.min_tokens,
+        (bool(request.mm_features), "multimodal", "the prompt has images, audio or video"),
+        (request.resumable, "streaming_input", "streaming input sessions are not supported"),
+        (request.lora_request is not None, "lora", "LoRA requests are not supported"),
+        (params.prompt_logprobs is not None, "prompt_logprobs",
+         "prompt_logprobs needs every prompt position"),
+        (tokens < config.min_tokens, "short",
          f"{tokens} prompt tokens are fewer than min_tokens={config.min_tokens}"),
     ):
         if present:
-            raise Untouched(reason)
+            raise Untouched(kind, reason)
     if config.delivery == "inject" and facts.no_inject:
-        raise Untouched(facts.no_inject)
+        raise Untouched("no_inject", facts.no_inject)
     if not facts.has_adapter:
         return _embedding_plan(config)
     return _layer_plan(config, facts.num_layers)
@@ -74,6 +83,7 @@ def _embedding_plan(config: QuickMergeConfig) -> RequestPlan:
     blind = embedding_config(config)
     if blind is None:
         raise Untouched(
+            "no_attention",
             f"saliency={config.saliency!r} needs attention, and this model has no adapter; "
             "use 'auto', 'entropy', 'norm' or 'ned'"
         )
@@ -84,5 +94,5 @@ def _layer_plan(config: QuickMergeConfig, num_layers: int) -> RequestPlan:
     try:
         depth, score = resolve_layers(config, num_layers)
     except ConfigError as error:
-        raise Untouched(f"invalid option: {error}") from error
+        raise Untouched("invalid_option", f"invalid option: {error}") from error
     return RequestPlan(config, depth, score)

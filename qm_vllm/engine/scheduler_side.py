@@ -16,6 +16,7 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.job_board import JobBoard
 from qm_vllm.engine.memo import Memo, Outcome
+from qm_vllm.engine.metrics import Tally
 from qm_vllm.engine.params import RequestPlan, Untouched, plan_request
 from qm_vllm.engine.protocol import JobSpec, LoadSpec, QuickMergeMetadata, QuickMergeWorkerMetadata
 from qm_vllm.engine.report import compressed_report, untouched_report
@@ -60,6 +61,7 @@ class SchedulerSide:
         self.memo = Memo(config.memo_entries)
         self.tracked: dict[str, Tracked] = {}
         self.loads: list[LoadSpec] = []
+        self.tally = Tally()
 
     # --- arrival ---------------------------------------------------------------------------
     def on_new_request(self, request: Request) -> None:
@@ -71,15 +73,18 @@ class SchedulerSide:
             tracked.spec = self._spec(request, tracked.plan)
         except Untouched as why:
             tracked.reason = str(why)
+            self.tally.untouched(why.kind)
             return
         except Exception as error:
             logger.exception("qm_vllm: planning %s failed", request.request_id)
             tracked.reason = f"planning failed: {type(error).__name__}: {error}"
+            self.tally.untouched("failed")
             return
         tracked.skipped_cache = request.skip_reading_prefix_cache
         known = self.memo.get(tracked.spec.key)
         if known is not None:
             tracked.cached = True
+            self.tally.counts["memo_hits"] += 1
             self._resize(tracked, known)
             return
         # The scheduler turns "ask again later" into "prefill everything" under this flag.
@@ -113,6 +118,7 @@ class SchedulerSide:
             if entry is None:
                 continue
             entry.done = True
+            self.tally.job(None if result.error else float(result.figures["seconds"]))
             outcome = None if result.error else self.memo.put(result)
             for request_id in sorted(entry.users):
                 tracked = self.tracked[request_id]
@@ -135,6 +141,9 @@ class SchedulerSide:
             salt = chained_salt(request.cache_salt, spec.key + unshared)
         resize_prompt(request, [spec.token_ids[i] for i in outcome.kept], salt)
         tracked.outcome = outcome
+        self.tally.compressed(
+            tracked.source_tokens, len(outcome.kept), self.facts.block_size
+        )
         # Injected KV is found through the connector: the flag would make vLLM skip it.
         request.skip_reading_prefix_cache = False if inject else tracked.skipped_cache
 
@@ -144,6 +153,7 @@ class SchedulerSide:
         request.skip_reading_prefix_cache = tracked.skipped_cache
         if tracked.pending:
             tracked.reason = f"the compression failed: {error}"
+            self.tally.untouched("failed")
             return
         # Already resized (a redo after preemption failed): vLLM prefills the kept ids.
         tracked.notes.append(f"KV was recomputed from the kept ids: {error}")
@@ -182,9 +192,12 @@ class SchedulerSide:
         """This step's message to the worker."""
         loads, self.loads = self.loads, []
         # Releases first: they make room for new jobs.
-        return QuickMergeMetadata(
+        metadata = QuickMergeMetadata(
             releases=self.board.take_releases(), jobs=self.board.take_new(), loads=loads
         )
+        if self.board.changed():
+            self.tally.level(jobs_waiting=len(self.board.queue), jobs_live=self.board.live())
+        return metadata
 
     # --- end -------------------------------------------------------------------------------
     def finished(self, request: Request, num_blocks: int) -> dict[str, Any]:
@@ -195,6 +208,8 @@ class SchedulerSide:
         if tracked.spec is not None:
             self.board.leave(tracked.spec.key, request.request_id)
         if tracked.outcome is None:
+            if tracked.reason is None:
+                self.tally.untouched("ended")
             reason = tracked.reason or "ended before the compression was done"
             return untouched_report(tracked.source_tokens, num_blocks, self.facts, reason)
         assert tracked.plan is not None
