@@ -10,6 +10,7 @@ from qm_vllm.config import QuickMergeConfig
 CONNECTOR_MODULE = "qm_vllm.engine.connector"
 CONNECTOR_NAME = "QuickMergeConnector"
 WORKER_CLASS = "qm_vllm.engine.worker.QuickMergeWorker"
+MIDDLEWARE = "qm_vllm.http_options.RefuseBadOptions"
 CONFIG_KEY = "quickmerge"
 
 
@@ -31,11 +32,13 @@ def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:
 
 
 def engine_cli_args(config: QuickMergeConfig | None = None) -> list[str]:
-    """The same as flags of ``vllm serve``."""
+    """The same as flags of ``vllm serve``, with HTTP 400 for bad options of a request."""
     arguments = engine_args(config)
     return [
         "--kv-transfer-config",
         json.dumps(arguments["kv_transfer_config"]),
         "--worker-cls",
         arguments["worker_cls"],
+        "--middleware",
+        MIDDLEWARE,
     ]

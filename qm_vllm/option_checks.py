@@ -40,12 +40,17 @@ def real(name: str, value: Any, low: float, high: float, *, open_low: bool = Fal
     return float(value)
 
 
+MOST_RANGES = 1000
+
+
 def ranges(value: Any, name: str = "protect_ranges") -> tuple[tuple[int, int], ...]:
     """Half-open (start, stop) pairs of positions."""
     try:
         pairs = tuple((int(start), int(stop)) for start, stop in value)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}={value!r} must hold (start, stop) pairs") from error
+    if len(pairs) > MOST_RANGES:
+        raise ConfigError(f"{name} has {len(pairs)} ranges; at most {MOST_RANGES} are allowed")
     for start, stop in pairs:
         if not 0 <= start < stop:
             raise ConfigError(f"{name} has ({start}, {stop}); it must be 0 <= start < stop")

@@ -6,6 +6,7 @@ not have under that name, so the server is started through the script's Python e
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from qm_vllm.cli.common import (
     sentences,
 )
 from qm_vllm.config import QuickMergeConfig
+from qm_vllm.http_options import CONFIG_VARIABLE
 
 OURS = ("--kv-transfer-config", "--worker-cls")
 
@@ -88,6 +90,7 @@ def serve(
         if show_arguments:
             typer.echo("\n".join(arguments))
             return
+        os.environ[CONFIG_VARIABLE] = json.dumps(config.to_dict())
         start_server(arguments)
 
 

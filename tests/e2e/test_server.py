@@ -86,11 +86,26 @@ def test_requests_with_and_without_options(server):
 
 
 def test_bad_options_are_named_and_the_server_lives(server):
-    answer = chat(server, "Anything.", vllm_xargs={"qm_ratio": 7, "qm_colour": "red"})
-    report = answer["kv_transfer_params"]["quickmerge"]
-    assert report["status"] == "untouched"
-    assert "'colour'" in report["reason"]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        chat(server, "Anything.", vllm_xargs={"qm_ratio": 0.5, "qm_colour": "red"})
+    assert refused.value.code == 400
+    assert "'colour' is not an option" in json.load(refused.value)["error"]["message"]
     with pytest.raises(urllib.error.HTTPError):
         chat(server, "word " * 9000)
     again = chat(server, "Anything.")["kv_transfer_params"]["quickmerge"]
     assert again["status"] == "compressed"
+
+
+def test_metrics_stand_beside_vllms_own(server):
+    for _ in range(2):
+        chat(server, "The same question twice.")
+    with urllib.request.urlopen(server + "/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    totals = {
+        name: sum(float(line.split()[-1]) for line in lines if line.startswith(f"qm_vllm:{name}"))
+        for name in ("source_tokens_total", "kept_tokens_total", "memo_hits_total", "jobs_total")
+    }
+    assert 0 < totals["kept_tokens_total"] < 0.5 * totals["source_tokens_total"]
+    assert totals["memo_hits_total"] >= 1
+    assert totals["jobs_total"] >= 1
+    assert any("vllm:" in line and "qm_vllm" not in line for line in lines)

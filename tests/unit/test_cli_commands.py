@@ -50,7 +50,10 @@ def test_serve_puts_our_flags_before_the_users():
     assert arguments[:3] == ["serve", "m", "--kv-transfer-config"]
     transfer = json.loads(arguments[3])
     assert transfer["kv_connector_extra_config"]["quickmerge"]["ratio"] == 0.3
-    assert arguments[-4:-2] == ["--worker-cls", "qm_vllm.engine.worker.QuickMergeWorker"]
+    assert arguments[4:8] == [
+        "--worker-cls", "qm_vllm.engine.worker.QuickMergeWorker",
+        "--middleware", "qm_vllm.http_options.RefuseBadOptions",
+    ]
     assert arguments[-2:] == ["--port", "8001"]
 
 

@@ -1,0 +1,103 @@
+"""The server's middleware, driven as an ASGI server drives it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from qm_vllm.config import QuickMergeConfig
+from qm_vllm.http_options import CONFIG_VARIABLE, RefuseBadOptions
+
+
+def ask(body: bytes, *, method: str = "POST", parts: int = 1, kind: str = "http"):
+    """Status and JSON of the answer, and the body that the application saw."""
+    seen, sent = [], []
+    size = -(-len(body) // parts) or 1
+    pieces = [body[i : i + size] for i in range(0, len(body), size)] or [b""]
+    queue = [
+        {"type": "http.request", "body": piece, "more_body": i < len(pieces) - 1}
+        for i, piece in enumerate(pieces)
+    ]
+
+    async def receive():
+        return queue.pop(0) if queue else {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    async def app(scope, receive, send):
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            seen.append(message["body"])
+            if not message["more_body"]:
+                return
+
+    asyncio.run(RefuseBadOptions(app)({"type": kind, "method": method}, receive, send))
+    status = sent[0]["status"] if sent else None
+    return status, json.loads(sent[1]["body"]) if sent else None, b"".join(seen)
+
+
+def body(**content) -> bytes:
+    return json.dumps({"model": "m", **content}).encode()
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ({"vllm_xargs": {"qm_ratio": 7}}, "ratio=7 must be greater than 0 and at most 1"),
+    ({"vllm_xargs": {"qm_colour": 1}}, "'colour' is not an option"),
+    ({"vllm_xargs": {"qm_max_live_jobs": 9}}, "max_live_jobs is fixed when the engine starts"),
+    ({"vllm_xargs": {"qm_protect_ranges": "[[5, 2]]"}}, "protect_ranges has (5, 2)"),
+    ({"vllm_xargs": {"qm_protect_ranges": "[[-5, 2]]"}}, "protect_ranges has (-5, 2)"),
+    ({"vllm_xargs": {"qm_protect_ranges": "{"}}, "is not a JSON list"),
+    ({"kv_transfer_params": {"quickmerge": {"alpha": "x"}}}, "alpha='x' must be a number"),
+    ({"vllm_xargs": {"qm_preset": "best"}}, "preset='best' is unknown; allowed: cache"),
+])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_bad_options_are_refused_with_the_field(content, words, parts):
+    status, answer, seen = ask(body(**content), parts=parts)
+    assert status == 400
+    assert words in answer["error"]["message"]
+    assert answer["error"]["code"] == 400
+    assert seen == b""
+
+
+@pytest.mark.parametrize("content", [
+    {}, {"vllm_xargs": {"qm_ratio": 0.3, "other": "x"}}, {"vllm_xargs": None},
+    {"vllm_xargs": {"qm_preset": "cache"}}, {"prompt": "say qm_ratio and quickmerge"},
+    {"kv_transfer_params": {"quickmerge": {"ratio": 0.5}}}, {"vllm_xargs": "qm_ratio"},
+])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_everything_else_arrives_byte_for_byte(content, parts):
+    status, _, seen = ask(body(**content), parts=parts)
+    assert status is None
+    assert seen == body(**content)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{qm_", b"[\"qm_\"]", b"\xff qm_"])
+def test_what_is_no_json_object_is_left_to_the_server(raw):
+    assert ask(raw)[0] is None
+    assert ask(raw)[2] == raw
+
+
+def test_other_methods_and_kinds_pass():
+    bad = body(vllm_xargs={"qm_ratio": 7})
+    assert ask(bad, method="GET")[0] is None
+    assert ask(bad, kind="websocket")[0] is None
+
+
+def test_the_servers_own_configuration_counts(monkeypatch):
+    config = QuickMergeConfig(protect_last=200)
+    monkeypatch.setenv(CONFIG_VARIABLE, json.dumps(config.to_dict()))
+    status, answer, _ = ask(body(vllm_xargs={"qm_max_kept": 100}))
+    assert status == 400
+    assert "max_kept=100 cannot hold the protected positions" in answer["error"]["message"]
+
+
+def test_too_many_ranges_are_refused():
+    ranges = json.dumps([[i, i + 1] for i in range(100_000)])
+    status, answer, _ = ask(body(vllm_xargs={"qm_protect_ranges": ranges}))
+    assert status == 400
+    assert "protect_ranges has 100000 ranges; at most 1000" in answer["error"]["message"]
