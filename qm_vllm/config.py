@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from qm_vllm.option_checks import ConfigError, boolean, integer, ranges, real
+from qm_vllm.option_checks import ConfigError as ConfigError
+from qm_vllm.option_checks import boolean, integer, ranges, real
 from qm_vllm.presets import PRESETS
 
 SALIENCIES = ("auto", "query", "entropy", "norm", "ned")
