@@ -76,7 +76,7 @@ class QuickMergeStats(KVConnectorStats):
     """One or more takes, added up."""
 
     def reset(self) -> None:
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def is_empty(self) -> bool:
         return not any(self.data.values())

@@ -80,6 +80,12 @@ def embedding_config(config: QuickMergeConfig) -> QuickMergeConfig | None:
 
 def _embedding_plan(config: QuickMergeConfig) -> RequestPlan:
     """Without an adapter only the token embeddings can be scored."""
+    if config.max_error is not None:
+        raise Untouched(
+            "no_attention",
+            f"max_error={config.max_error} needs attention, and this model has no adapter; use "
+            "ratio or max_kept",
+        )
     blind = embedding_config(config)
     if blind is None:
         raise Untouched(

@@ -32,7 +32,9 @@ def test_decoder_without_adapter(tmp_path):
         assert got == want
         ((_, report),) = run(llm, [ids], greedy(4, delivery="prefill", saliency="query"))
         assert report["status"] == "untouched"
-        assert "needs attention" in report["reason"]
+        assert "saliency='query' needs attention" in report["reason"]
+        ((_, report),) = run(llm, [ids], greedy(4, delivery="prefill", max_error=0.3))
+        assert "max_error=0.3 needs attention" in report["reason"]
 
 
 def fake_config(**changes):
