@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from qm_vllm.cli.processor import best_dtype
 from qm_vllm.eval.engines.base import Cell, budget, make_row
 from qm_vllm.eval.engines.peers import Peers
 from qm_vllm.eval.methods import Budget, Request, Unfit, kvpress, llmlingua
@@ -56,7 +57,7 @@ class ReferenceEngine:
         if threads:
             torch.set_num_threads(threads)
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        kind = _best_dtype(place) if dtype == "auto" else getattr(torch, dtype)
+        kind = getattr(torch, best_dtype() if dtype == "auto" else dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(str(model))
         loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype=kind)
         self.decoder = Decoder(loaded.eval().to(place))
@@ -211,13 +212,3 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = configured if isinstance(configured, list) else [configured]
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
-
-
-def _best_dtype(device: str) -> torch.dtype:
-    if device != "cpu":
-        return torch.bfloat16
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return torch.float32
-    return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else torch.float32

@@ -97,4 +97,5 @@ def _print(measured: list[Any], chosen: Any) -> None:
             f"{one.layers}{mark}", f"{one.window}", f"{one.retention:.3f}", f"{one.work:.2f}",
             *(f"{value:.2f}" for value in one.families.values()),
         )
-    Console().print(table)
+    screen = Console()
+    Console(width=max(screen.width, 110)).print(table)

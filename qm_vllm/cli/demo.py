@@ -16,6 +16,7 @@ from rich.table import Table
 from qm_vllm.cli import embedded, local_engine
 from qm_vllm.cli.common import CliError, configuration, errors, report_of, sentences
 from qm_vllm.cli.document import Document, demo_document, own_document
+from qm_vllm.cli.processor import best_dtype
 from qm_vllm.config import request_args
 
 MAX_MODEL_LEN = 8192
@@ -68,7 +69,7 @@ def demo(
                 folder,
                 config,
                 max_model_len=MAX_MODEL_LEN,
-                dtype="bfloat16",
+                dtype=best_dtype(),
                 quiet=not verbose,
                 block_size=local_engine.BLOCK_SIZE,
                 enable_prefix_caching=False,  # both requests compute their whole prompt

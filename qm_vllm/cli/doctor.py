@@ -18,6 +18,7 @@ from rich.table import Table
 from qm_vllm import __version__
 from qm_vllm.cli import document, embedded
 from qm_vllm.cli.local_engine import has_compiler, set_environment
+from qm_vllm.cli.processor import computes_bf16
 
 OK, NOTE, BAD = "ok", "note", "bad"
 MARKS = {OK: "[green]ok[/]", NOTE: "[yellow]note[/]", BAD: "[bold red]bad[/]"}
@@ -84,6 +85,9 @@ def _torch() -> list[Row]:
     else:
         detail = "CPU only"
     rows.append(Row("versions", "device", OK, detail))
+    if not computes_bf16():
+        detail = "this CPU does not multiply it and would be slow; dtype auto means float32 here"
+        rows.append(Row("versions", "bfloat16", NOTE, detail))
     if not has_compiler():
         detail = "none found; engines start with enforce_eager, which is slower on a CPU"
         rows.append(Row("versions", "C++ compiler", NOTE, detail))

@@ -11,6 +11,7 @@ from typing import Any
 
 from qm_vllm.api import engine_args
 from qm_vllm.cli.common import CliError
+from qm_vllm.cli.processor import computes_bf16
 from qm_vllm.config import QuickMergeConfig
 
 BLOCK_SIZE = 32
@@ -48,6 +49,7 @@ def start(
 
     Args:
         max_model_len: longest prompt plus output, in tokens; None: what the model allows.
+        dtype: as vLLM takes it; "auto" is float32 on a CPU that does not multiply bfloat16.
         extra: more keyword arguments of ``vllm.LLM``.
 
     Raises:
@@ -69,6 +71,8 @@ def start(
         ) from error
     if not extra.get("enforce_eager") and not has_compiler():
         extra["enforce_eager"] = True  # vLLM's compiled mode builds C++ kernels at start
+    if dtype == "auto" and not computes_bf16():
+        dtype = "float32"
     if max_model_len is not None:
         extra["max_model_len"] = max_model_len
     try:

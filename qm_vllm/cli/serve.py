@@ -23,8 +23,10 @@ from qm_vllm.cli.common import (
     QueryVisibleOption,
     RatioOption,
     configuration,
+    errors,
     sentences,
 )
+from qm_vllm.cli.processor import computes_bf16
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.http_options import CONFIG_VARIABLE
 
@@ -90,6 +92,10 @@ def serve(
         if show_arguments:
             typer.echo("\n".join(arguments))
             return
+        chosen = any(argument.split("=")[0] == "--dtype" for argument in arguments)
+        if not chosen and not computes_bf16():
+            errors().print("This CPU does not multiply bfloat16: adding --dtype float32.")
+            arguments += ["--dtype", "float32"]
         os.environ[CONFIG_VARIABLE] = json.dumps(config.to_dict())
         start_server(arguments)
 
