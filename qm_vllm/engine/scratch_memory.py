@@ -24,8 +24,8 @@ def scratch_bytes(config: QuickMergeConfig, shape: DecoderShape, num_tokens: int
 
     A running job holds three copies of the states (stream, residual, merged), one in float32
     for the entropy, keys and values of E layers and rotated keys of the layers whose attention
-    is read; an undelivered one holds K positions of all layers. An upper estimate: attention workspace of one layer is included as one more
-    layer of keys and values.
+    is read; an undelivered one holds K positions of all layers. An upper estimate: attention
+    workspace of one layer is included as one more layer of keys and values.
     """
     depth = encoder_depth(config, shape.num_layers)
     pair = 2 * shape.num_kv_heads * shape.head_size * shape.bytes_per_value
