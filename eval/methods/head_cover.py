@@ -21,8 +21,8 @@ from qm_vllm.eval.reference.reader import CompressedContext
 
 SHARED = 0.5
 """Share of the budget that every head spends on the tokens of lowest entropy."""
-ENDS = 4
-"""Tokens at both ends that every head keeps."""
+HEAD, TAIL = 4, 32
+"""Tokens at the two ends that every head keeps, as the plug-in protects them."""
 DECAY = 0.9
 """What one more head leaves of the memory of which tokens are held already."""
 ROWS = 512
@@ -32,13 +32,13 @@ ROWS = 512
 def repeated_attention(request: Request) -> Tensor:
     """The highest attention that any query of a second copy of the document pays to each token.
 
-    The copy leaves out the first :data:`ENDS` tokens and stands directly behind the original.
+    The copy leaves out the first :data:`HEAD` tokens and stands directly behind the original.
 
     Returns:
         [L, KVH, S] float32, the highest over the queries and the query heads of a KV head.
     """
     decoder, prefill, count = request.decoder, request.prefill, request.tokens
-    states = decoder.embed(prefill.ids[ENDS:])[None]
+    states = decoder.embed(prefill.ids[HEAD:])[None]
     rows = states.shape[1]
     own, again = torch.arange(count), torch.arange(count, count + rows)
     cos, sin = decoder.angles(again[None])
@@ -93,9 +93,9 @@ def compress(request: Request) -> CompressedContext:
     decoder, prefill, count = request.decoder, request.prefill, request.tokens
     config = QuickMergeConfig(saliency="entropy", query_visible=False)
     entropy = score_evidence(evidence_of(request, config), config).cpu()
-    ends = min(ENDS, request.k // 4)
-    entropy[:ends] = entropy[count - max(ends, request.held) :] = torch.inf
-    shared = entropy.topk(max(2 * ends + request.held, round(SHARED * request.k))).indices
+    head, tail = min(HEAD, request.k // 4), max(min(TAIL, request.k // 4), request.held)
+    entropy[:head] = entropy[count - tail :] = torch.inf
+    shared = entropy.topk(max(head + tail, round(SHARED * request.k))).indices
     peaks = request.once("repeated", lambda: repeated_attention(request))
     kept = choose(peaks.flatten(0, 1), shared, min(request.k, count))
     stored = kept[:, : kept.shape[1] - request.held]
@@ -111,7 +111,7 @@ def compress(request: Request) -> CompressedContext:
 METHOD = Method(
     "head-cover",
     f"query-blind: KV of all layers of the full prefill, own tokens for every KV head: "
-    f"{SHARED:g} of K the lowest entropies, the rest by the highest attention of a repeated "
+    f"the ends, {SHARED:g} of K the lowest entropies, the rest by the highest attention of a repeated "
     f"document, heads sharing the tokens among them",
     compress,
 )

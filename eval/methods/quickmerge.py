@@ -55,7 +55,7 @@ def options(name: str, k: int, *, visible: bool) -> dict[str, Any]:
     so that every method has the same K.
     """
     base = QuickMergeConfig()
-    tail = max(1, min(base.protect_last, k // 2)) if visible else 1
+    tail = max(1, min(base.protect_last, k // 2))
     chosen: dict[str, Any] = {
         "max_kept": k,
         "protect_first": min(base.protect_first, max(0, k - tail - 1)),
