@@ -110,8 +110,8 @@ def compress(request: Request) -> CompressedContext:
 
 METHOD = Method(
     "head-cover",
-    f"query-blind: KV of all layers of the full prefill, own tokens for every KV head: "
-    f"the ends, {SHARED:g} of K the lowest entropies, the rest by the highest attention of a repeated "
-    f"document, heads sharing the tokens among them",
+    "query-blind: KV of all layers of the full prefill, own tokens for every KV head: the ends, "
+    f"{SHARED:g} of K the lowest entropies, the rest by the highest attention of a repeated "
+    "document, heads sharing the tokens among them",
     compress,
 )
