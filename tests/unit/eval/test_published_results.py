@@ -83,3 +83,33 @@ def test_the_new_default_against_the_peers(
             assert float(said) == pytest.approx(own[family], abs=0.00501), (line[0], family)
             checked += 1
     assert checked >= 12
+
+
+@pytest.mark.parametrize(("section", "ratio", "cells"), retention_tables("blind.md"))
+def test_query_blind_tables(section: str, ratio: float, cells: list[list[str]]) -> None:
+    folder = "smollm2-blind-end" if "32 tokens" in section else "smollm2-blind"
+    frame = pd.read_csv(RESULTS / folder / "families.csv")
+    assert not frame["query_visible"].any()
+    checked = 0
+    for line in cells[1:]:
+        wanted = 1.0 if line[0] == "fp8" else ratio
+        own = frame[(frame["method"] == line[0]) & ((frame["ratio"] - wanted).abs() < 1e-3)]
+        values = own.set_index("family")["retention"]
+        for family, said in zip(cells[0][1:], line[1:], strict=True):
+            assert float(said) == pytest.approx(values[family], abs=0.00501), (line[0], family)
+            checked += 1
+    assert checked >= 10
+
+
+def test_adaptive_budgets_do_not_beat_a_fixed_share() -> None:
+    """What docs/decisions.md says of the published curve, and the table there."""
+    frame = pd.read_csv(RESULTS / "adaptive" / "policies.csv")
+    by = {policy: part["retention"].tolist() for policy, part in frame.groupby("policy")}
+    assert set(by) == {"fixed", "alpha", "max_error", "oracle"}
+    for policy in ("alpha", "max_error"):
+        assert all(own <= same + 0.005 for own, same in zip(by[policy], by["fixed"], strict=True))
+    assert all(own > same for own, same in zip(by["oracle"], by["fixed"], strict=True))
+    text = (RESULTS.parents[1] / "docs" / "decisions.md").read_text(encoding="utf-8")
+    for policy, values in by.items():
+        cells = " | ".join(f"{value:.2f}" for value in values)
+        assert f"| {policy} | {cells} |" in text
