@@ -164,7 +164,11 @@ def test_ctrl_c_keeps_and_reports_what_is_there(smollm2, tmp_path):
         "--methods", "random", "--ratios", "0.5", "--samples", "200", "--length", "400",
         "--haystacks", "essays", "--out", str(tmp_path),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A job in the background is born with SIGINT ignored, and its children with it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(1800):
         if len(list(tmp_path.glob("predictions/part-*.parquet"))) >= 2:
             break
