@@ -101,6 +101,17 @@ def test_query_blind_tables(section: str, ratio: float, cells: list[list[str]]) 
     assert checked >= 10
 
 
+@pytest.mark.parametrize(("section", "ratio", "cells"), retention_tables("gemma.md"))
+def test_the_table_of_another_family(section: str, ratio: float, cells: list[list[str]]) -> None:
+    frame = pd.read_csv(RESULTS / "gemma-3-270m" / "families.csv")
+    assert set(frame["length"]) == {int(re.sub(r"\D", "", section))}
+    for line in cells[1:]:
+        own = frame[(frame["method"] == line[0]) & (frame["ratio"] == ratio)]
+        values = own.set_index("family")["retention"]
+        said = dict(zip(cells[0][1:], map(float, line[1:]), strict=True))
+        assert said == pytest.approx(values.to_dict(), abs=0.00501)
+
+
 def test_adaptive_budgets_do_not_beat_a_fixed_share() -> None:
     """What docs/decisions.md says of the published curve, and the table there."""
     frame = pd.read_csv(RESULTS / "adaptive" / "policies.csv")
