@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def load(file: Path) -> Calibration:
         ) from error
 
 
+@lru_cache
 def shipped(shape: ModelShape) -> Calibration | None:
     """The calibration that comes with the package for a model of this shape."""
     for file in sorted(FOLDER.glob("*.json")):
