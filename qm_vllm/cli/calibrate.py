@@ -55,7 +55,7 @@ def calibrate(
             raise CliError(str(error)) from error
         chosen = study.choose(measured)
         Calibration(
-            model=name or Path(model or embedded.NAME).name,
+            model=name or embedded.public_name(model),
             shape=study.shape_of(engine),
             encoder_layers=chosen.layers,
             window_layers=chosen.window,

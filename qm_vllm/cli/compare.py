@@ -60,7 +60,7 @@ def compare(
         arguments = StudyArguments(
             out=out,
             model=str(model or embedded.ensure_model()),
-            model_name=_public_name(model),
+            model_name=embedded.public_name(model),
             tasks=_names(tasks, "--tasks"),
             methods=_names(methods, "--methods"),
             ratios=_numbers(ratios, "--ratios"),
@@ -81,13 +81,6 @@ def compare(
         if not whole:
             errors().print("Stopped before the end; the same command goes on from here.")
             raise typer.Exit(130)
-
-
-def _public_name(model: str | None) -> str:
-    """What results call the model: never a path of this machine."""
-    if model is None:
-        return embedded.NAME
-    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def _names(text: str, option: str) -> tuple[str, ...]:

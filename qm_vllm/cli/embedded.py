@@ -39,6 +39,13 @@ def model_folder() -> Path:
     return cache_folder() / NAME
 
 
+def public_name(model: str | None) -> str:
+    """What files for others call the model: a folder's name, never its path."""
+    if model is None:
+        return NAME
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
 def is_converted(folder: Path) -> bool:
     """True if the folder holds every file that vLLM needs."""
     return all((folder / name).is_file() for name in REQUIRED)

@@ -127,9 +127,12 @@ class CompressionJob:
         floor = int(protected.sum())
         scores = score_tokens(evidence, config)
         order, within = keep_order(scores, protected), None
+        errors: dict[int, float] = {}
         if config.max_error is not None:
             sizes = sizes_between(max(1, floor), rows, spec.block_size)
-            within = smallest_within(self._errors(order, sizes), sizes, config.max_error)
+            found = self._errors(order, sizes)
+            within = smallest_within(found, sizes, config.max_error)
+            errors = dict(zip(sizes, found.tolist(), strict=True))
         saliency = None if config.alpha is None else absolute_saliency(evidence)
         k = choose_budget(config, rows, saliency, floor, within)
         if spec.block_size is not None:
@@ -140,7 +143,7 @@ class CompressionJob:
                 f"{k} would be kept; raise it or protect fewer"
             )
         if self._windows:
-            self._error = float(self._errors(order, [k]))
+            self._error = errors[k] if k in errors else float(self._errors(order, [k]))
             for record in self._windows.values():
                 record.rotated_keys = record.queries = None
             self._windows = {}
