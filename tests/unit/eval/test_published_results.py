@@ -90,6 +90,24 @@ def test_the_new_default_against_the_peers(
     assert checked >= 12
 
 
+def test_eight_thousand_tokens() -> None:
+    """Its one table has a family a line: NLL of four prompts, two retentions, an interval."""
+    ((section, ratio, cells),) = [t for t in tables("query.md") if t[2][0][0] == "family"]
+    frame = pd.read_csv(RESULTS / "smollm2-query-8000" / "families.csv")
+    assert set(frame["length"]) == {int(re.sub(r"\D", "", section))}
+    assert set(frame["ratio"]) == {0, 1, ratio}
+    assert [line[0] for line in cells[1:]] == sorted(set(frame["family"]))
+    for family, samples, *said in cells[1:]:
+        own = frame[frame["family"] == family].set_index("method")
+        assert set(own["samples"]) == {int(samples)}
+        ours = own.loc["quickmerge"]
+        values = [own["nll"][name] for name in ("plain", "none", "quickmerge", "truncation")]
+        values += [ours["retention"], ours["retention_lo"], ours["retention_hi"]]
+        values.append(own["retention"]["truncation"])
+        figures = [float(part) for cell in said for part in cell.split(" to ")]
+        assert figures == pytest.approx(values, abs=0.00501), family
+
+
 @pytest.mark.parametrize(("section", "ratio", "cells"), retention_tables("blind.md"))
 def test_query_blind_tables(section: str, ratio: float, cells: list[list[str]]) -> None:
     folder = "smollm2-blind-end" if "32 tokens" in section else "smollm2-blind"
