@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qm_vllm.api import engine_args, engine_cli_args
-from qm_vllm.config import ConfigError, QuickMergeConfig, request_args
+from qm_vllm.config import ConfigError, QuickMergeConfig
+from qm_vllm.request_options import request_args
 
 if TYPE_CHECKING:
     from qm_vllm.compress import Compressed, compress

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from qm_vllm.option_checks import ConfigError as ConfigError
-from qm_vllm.option_checks import boolean, integer, ranges, real
+from qm_vllm.option_checks import boolean, integer, names, ranges, real
 from qm_vllm.presets import PRESETS
 
 SALIENCIES = ("auto", "query", "entropy", "norm", "ned")
@@ -18,6 +18,7 @@ GROUPINGS = ("contiguous", "knn", "chain")
 MERGES = ("weighted", "select", "mean")
 DELIVERIES = ("inject", "prefill")
 POSITIONS = ("source", "compact")
+ROLES = ("system", "user", "assistant", "last_user")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,12 @@ class QuickMergeConfig:
     protect_special: bool = True
     """Keep the tokenizer's special tokens."""
     protect_ranges: tuple[tuple[int, int], ...] = ()
-    """Half-open token ranges ``(start, stop)`` to keep; clipped to the prompt."""
+    """Half-open token ranges ``(start, stop)`` to keep. A request's must lie in its prompt; those
+    that are set when the engine starts are clipped to each prompt."""
+    keep_roles: str | tuple[str, ...] = "auto"
+    """Turns of a conversation that stay whole: names of :data:`ROLES`, () for none. "auto": the
+    system's and the last user's, unless they take more than half of the budget (then the document
+    is in there). Needs a chat template whose turns begin with special tokens."""
 
     # --- stage 1: saliency -------------------------------------------------------------------
     saliency: str = "auto"
@@ -110,6 +116,9 @@ class QuickMergeConfig:
     encoder_chunk_tokens: int = 2048
     """Rows per unit of encoder work, and the work of one step as rows through all layers.
     Smaller values delay running requests less. Tokens, >= 16."""
+    max_source_tokens: int | None = None
+    """Prompt tokens that may be in the encoder at once, over all jobs: bounds the scratch memory. A
+    longer prompt passes untouched. None: max_model_len. Tokens, >= 2."""
     max_live_jobs: int = 4
     """Jobs whose states or KV may be held in worker memory at once. >= 1."""
     memo_entries: int = 1024
@@ -119,7 +128,7 @@ class QuickMergeConfig:
         "enabled", "min_tokens", "ratio", "max_kept", "alpha", "min_kept", "protect_first",
         "protect_last", "protect_special", "protect_ranges", "saliency", "query_visible",
         "encoder_layers", "score_layers", "logit_scale", "grouping", "merge", "epsilon",
-        "delivery", "positions", "details", "max_error", "window_layers",
+        "delivery", "positions", "details", "max_error", "window_layers", "keep_roles",
     })
     BUDGET_FIELDS: ClassVar[tuple[str, ...]] = ("ratio", "max_kept", "alpha", "max_error")
     DEFAULT_RATIO: ClassVar[float] = 0.4
@@ -135,6 +144,10 @@ class QuickMergeConfig:
         for name in ("max_kept", "encoder_layers", "window_layers"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, integer(name, getattr(self, name), 1))
+        if self.max_source_tokens is not None:
+            bound = integer("max_source_tokens", self.max_source_tokens, 2)
+            object.__setattr__(self, "max_source_tokens", bound)
+        object.__setattr__(self, "keep_roles", names("keep_roles", self.keep_roles, ROLES))
         if self.ratio is not None:
             object.__setattr__(self, "ratio", real("ratio", self.ratio, 0.0, 1.0, open_low=True))
         for name in ("alpha", "max_error"):
@@ -235,50 +248,12 @@ class QuickMergeConfig:
     def fingerprint(self) -> str:
         """Hash of every field that can change which tokens are kept or their KV."""
         values = self.to_dict()
-        for name in ("enabled", "min_tokens", "max_live_jobs", "memo_entries", "calibration"):
+        for name in (
+            "enabled", "min_tokens", "max_live_jobs", "max_source_tokens", "memo_entries",
+            "calibration",
+        ):
             del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def request_args(**values: Any) -> dict[str, Any]:
-    """Per-request options for ``SamplingParams(extra_args=...)`` or HTTP ``vllm_xargs``.
-
-    >>> request_args(ratio=0.3)
-    {'qm_ratio': 0.3}
-
-    Raises:
-        ConfigError: a name is unknown or fixed at engine start, or a value impossible.
-    """
-    checked = QuickMergeConfig().override(values)
-    result: dict[str, Any] = {}
-    for name in values:
-        value = getattr(checked, name) if name != "preset" else values[name]
-        if name in ("protect_ranges", "score_layers"):
-            value = json.dumps(value)
-        result["qm_" + name] = value
-    return result
-
-
-def parse_request_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Collect ``qm_*`` scalars and ``kv_transfer_params["quickmerge"]`` of one request.
-
-    Returns the raw values by field name; :meth:`QuickMergeConfig.override` validates them.
-    """
-    extra_args = extra_args or {}
-    values: dict[str, Any] = {}
-    transfer = extra_args.get("kv_transfer_params")
-    if isinstance(transfer, Mapping) and isinstance(transfer.get("quickmerge"), Mapping):
-        values.update(transfer["quickmerge"])
-    for name, value in extra_args.items():
-        if not name.startswith("qm_"):
-            continue
-        if isinstance(value, str) and name[3:] in ("protect_ranges", "score_layers"):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"{name}={value!r} is not a JSON list") from error
-        values[name[3:]] = value
-    return values
 
 
 def _preset(name: Any, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,17 +7,25 @@ switches it on (vLLM's ``--middleware``).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from qm_vllm.config import ConfigError, QuickMergeConfig, parse_request_args
+from qm_vllm.config import ConfigError, QuickMergeConfig
+from qm_vllm.request_options import check_ranges, parse_request_args
 
 CONFIG_VARIABLE = "QM_VLLM_SERVER_CONFIG"
 """Environment variable with the server's configuration as JSON; the defaults if it is not set."""
 MARKS = (b"qm_", b"quickmerge")
 """A body without any of these has no options of ours and is not parsed."""
+
+PROMPT_FIELDS = (
+    "model", "prompt", "messages", "add_special_tokens", "add_generation_prompt",
+    "continue_final_message", "chat_template", "chat_template_kwargs", "tools",
+)
+"""What decides the tokens of a request: the fields that ``/tokenize`` gets of it."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -25,7 +33,11 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class RefuseBadOptions:
-    """Answers 400 with the option's name and what is allowed; everything else passes untouched."""
+    """Answers 400 with the option's name and what is allowed; everything else passes untouched.
+
+    Where a request has ``protect_ranges``, the server's own ``/tokenize`` is asked how long the
+    prompt is, so that ranges outside it are refused too.
+    """
 
     def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
@@ -38,7 +50,10 @@ class RefuseBadOptions:
         messages: list[Message] = [await receive()]
         while messages[-1]["type"] == "http.request" and messages[-1].get("more_body"):
             messages.append(await receive())
-        problem = self.problem(b"".join(message.get("body", b"") for message in messages))
+        body = b"".join(message.get("body", b"") for message in messages)
+        problem = self.problem(body)
+        if problem is None and b"protect_ranges" in body:
+            problem = await self._outside(scope, body)
         if problem is not None:
             await _refuse(send, problem)
             return
@@ -53,19 +68,77 @@ class RefuseBadOptions:
         if not any(mark in body for mark in MARKS):
             return None
         try:
-            content = json.loads(body)
-        except ValueError:
-            return None  # vLLM says so in its own words
-        if not isinstance(content, dict):
-            return None
-        extra = content.get("vllm_xargs")
-        given = dict(extra) if isinstance(extra, dict) else {}
-        given["kv_transfer_params"] = content.get("kv_transfer_params")
-        try:
-            self.base.override(parse_request_args(given))
+            self.base.override(_options(_content(body)))
         except ConfigError as error:
             return str(error)
         return None
+
+    async def _outside(self, scope: Any, body: bytes) -> str | None:
+        """What is wrong with the ranges of a request whose options are fine by themselves."""
+        content = _content(body)
+        if "protect_ranges" not in _options(content):
+            return None
+        found = self.base.override(_options(content)).protect_ranges
+        prompts = content.get("prompt")
+        several = isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list))
+        for prompt in prompts if several else [prompts]:
+            if isinstance(prompt, list):
+                length: int | None = len(prompt)
+            else:
+                length = await self._count(scope, content | {"prompt": prompt})
+            try:
+                if length is not None:
+                    check_ranges(found, length)
+            except ConfigError as error:
+                return str(error)
+        return None
+
+    async def _count(self, scope: Any, content: dict[str, Any]) -> int | None:
+        """Tokens of one prompt or conversation; None if the server does not say."""
+        wanted = {name: content[name] for name in PROMPT_FIELDS if content.get(name) is not None}
+        body = json.dumps(wanted).encode()
+        own = (b"content-length", b"content-type", b"transfer-encoding")
+        headers = [pair for pair in scope["headers"] if pair[0].lower() not in own]
+        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        inner = {**scope, "path": "/tokenize", "raw_path": b"/tokenize", "headers": headers,
+                 "query_string": b"", "state": dict(scope.get("state") or {})}
+        told: list[Message] = []
+        unread = [body]
+
+        async def receive() -> Message:
+            if not unread:  # the server waits here for the client to hang up
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": unread.pop(), "more_body": False}
+
+        async def send(message: Message) -> None:
+            told.append(message)
+
+        await self.app(inner, receive, send)
+        if not told or told[0].get("status") != 200:
+            return None
+        answer = json.loads(b"".join(message.get("body", b"") for message in told))
+        return int(answer["count"])
+
+
+def _content(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body; empty for anything else, which vLLM answers in its own words."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _options(content: dict[str, Any]) -> dict[str, Any]:
+    """Our options of a request, unchecked.
+
+    Raises:
+        ConfigError: one of them is not what it should be at all.
+    """
+    extra = content.get("vllm_xargs")
+    given = dict(extra) if isinstance(extra, dict) else {}
+    given["kv_transfer_params"] = content.get("kv_transfer_params")
+    return parse_request_args(given)
 
 
 async def _refuse(send: Send, problem: str) -> None:

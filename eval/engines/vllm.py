@@ -9,12 +9,13 @@ from typing import Any
 
 from qm_vllm.cli import local_engine
 from qm_vllm.cli.common import REPORT_KEY
-from qm_vllm.config import QuickMergeConfig, request_args
+from qm_vllm.config import QuickMergeConfig
 from qm_vllm.eval.engines.base import Cell, budget, make_row
 from qm_vllm.eval.methods import quickmerge, truncation
 from qm_vllm.eval.prompt import Prompt
 from qm_vllm.eval.row import Row
 from qm_vllm.eval.sample import Sample
+from qm_vllm.request_options import request_args
 
 ONLY = "not applicable: the vLLM engine runs none, plain, truncation and the quickmerge variants"
 BLIND = (
@@ -91,7 +92,7 @@ class VllmEngine:
         elif name != "plain":
             k = budget(len(prompt), cell[1], self.block_size)
             given = quickmerge.options(name, k, visible=True)
-            options = request_args(enabled=True, **given)
+            options = request_args(enabled=True, keep_roles="none", **given)
         start = time.perf_counter()
         forced = self._ask(ids, len(target), options | {"forced_tokens": target}, logprobs=0)
         seconds = time.perf_counter() - start

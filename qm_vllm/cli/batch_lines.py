@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qm_vllm.cli.common import CliError
-from qm_vllm.config import ConfigError, request_args
+from qm_vllm.config import ConfigError
+from qm_vllm.request_options import request_args
 
 FIELDS = {"id", "prompt", "messages", "quickmerge"}
 

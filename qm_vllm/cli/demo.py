@@ -17,7 +17,7 @@ from qm_vllm.cli import embedded, local_engine
 from qm_vllm.cli.common import CliError, configuration, errors, report_of, sentences
 from qm_vllm.cli.document import Document, demo_document, own_document
 from qm_vllm.cli.processor import best_dtype
-from qm_vllm.config import request_args
+from qm_vllm.request_options import request_args
 
 MAX_MODEL_LEN = 8192
 

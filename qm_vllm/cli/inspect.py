@@ -23,7 +23,8 @@ from qm_vllm.cli.common import (
     sentences,
 )
 from qm_vllm.cli.page import build_page
-from qm_vllm.config import QuickMergeConfig, request_args
+from qm_vllm.config import QuickMergeConfig
+from qm_vllm.request_options import request_args
 
 
 def inspect(

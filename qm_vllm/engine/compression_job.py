@@ -40,10 +40,12 @@ class CompressionJob:
         artifact: keys and values [K - 1, KVH, D] of every layer, rotated for the K
             positions that vLLM will count (inject delivery only). The last kept token is left to
             vLLM, which samples from it.
+        spent: rows x layers of work done, from where the others stood when this one began.
     """
 
     def __init__(self, spec: JobSpec, runner: DenseRunner) -> None:
         self.spec, self.runner = spec, runner
+        self.spent = 0
         self.result: JobResult | None = None
         self.artifact: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._clock = Stopwatch(runner.device)
@@ -59,7 +61,9 @@ class CompressionJob:
     def advance(self) -> int:
         """Do one unit of work. Returns its cost in rows x layers; 0 when the job has ended."""
         try:
-            return next(self._units, 0)
+            cost = next(self._units, 0)
+            self.spent += cost
+            return cost
         except Exception as error:
             self.artifact = []
             self.result = JobResult(self.spec.key, error=f"{type(error).__name__}: {error}")
@@ -124,6 +128,8 @@ class CompressionJob:
         config, rows = spec.config, len(spec.token_ids)
         protected = protected_mask(config, None, rows, frozenset())
         protected[spec.special_positions] = True
+        for _, start, stop in spec.turns:
+            protected[start:stop] = True
         floor = int(protected.sum())
         scores = score_tokens(evidence, config)
         order, within = keep_order(scores, protected), None

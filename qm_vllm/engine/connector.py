@@ -57,7 +57,7 @@ class QuickMergeConnector(KVConnectorBase_V1, SupportsHMA):
             from qm_vllm.engine.scheduler_side import SchedulerSide
 
             compat.require()
-            facts = read_facts(vllm_config, kv_cache_config)
+            facts = read_facts(vllm_config, kv_cache_config, self.config.max_source_tokens)
             self.scheduler_side = SchedulerSide(self.config, facts)
         else:
             from qm_vllm.engine.worker_side import WorkerSide
@@ -104,7 +104,7 @@ class QuickMergeConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
         side = getattr(self, "scheduler_side", None)
-        return None if side is None else side.tally.take()
+        return None if side is None else side.take_stats()
 
     @classmethod
     def build_kv_connector_stats(

@@ -73,6 +73,8 @@ class Stream:
     def __init__(self, states: torch.Tensor) -> None:
         self.hidden = states
         self.residual: torch.Tensor | None = None
+        self.attention: DenseAttention | None = None
+        """Scratch of the layer that runs; its own, so that streams may alternate."""
 
     @property
     def states(self) -> torch.Tensor:
@@ -91,14 +93,12 @@ class LayerRecord:
 
 
 class DenseRunner:
-    """Drives :class:`DecoderView` layers; owns the attention scratch."""
+    """Drives :class:`DecoderView` layers."""
 
     def __init__(
         self, view: DecoderView, dtype: torch.dtype, device: torch.device, chunk_tokens: int
     ) -> None:
         self.view, self.dtype, self.device, self.chunk = view, dtype, device, chunk_tokens
-        if view.layers:
-            self.attention: DenseAttention = choose_backend(view.layers[0].attn, dtype, device)
 
     def embed(self, token_ids: list[int]) -> torch.Tensor:
         """Token embeddings [N, D] of the served model."""
@@ -139,8 +139,11 @@ class DenseRunner:
         rotary = _RotaryTap(
             rotary_forward(view.rotary, self.device, table), record.plain_keys
         )
-        attn = _AttentionTap(self.attention, view.attn, num_tokens, record)
-        self.attention.begin(num_tokens, view.sliding_window)
+        if stream.attention is None:
+            first = self.view.layers[0].attn
+            stream.attention = choose_backend(first, self.dtype, self.device)
+        attn = _AttentionTap(stream.attention, view.attn, num_tokens, record)
+        stream.attention.begin(num_tokens, view.sliding_window)
         for start in range(0, num_tokens, self.chunk):
             stop = min(start + self.chunk, num_tokens)
             rotary.start = attn.start = start

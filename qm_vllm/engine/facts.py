@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qm_vllm.engine.adapters import FAMILIES, PREFILL_ONLY
+from qm_vllm.engine.chat_turns import ChatTurns
+from qm_vllm.engine.log import get_logger
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class EngineFacts:
     no_inject: str | None
     """Why the inject delivery is impossible here; None if it is possible."""
     has_adapter: bool
+    max_source_tokens: int
+    """Longest prompt that is compressed, and the tokens of all jobs that run at once."""
+    chat: ChatTurns
 
 
 def refuse(config: VllmConfig) -> str | None:
@@ -52,7 +56,9 @@ def refuse(config: VllmConfig) -> str | None:
     return None
 
 
-def read_facts(config: VllmConfig, kv_cache_config: KVCacheConfig) -> EngineFacts:
+def read_facts(
+    config: VllmConfig, kv_cache_config: KVCacheConfig, max_source_tokens: int | None = None
+) -> EngineFacts:
     """Collect :class:`EngineFacts` in the scheduler's process."""
     model, text = config.model_config, config.model_config.hf_text_config
     groups = kv_cache_config.kv_cache_groups
@@ -70,6 +76,8 @@ def read_facts(config: VllmConfig, kv_cache_config: KVCacheConfig) -> EngineFact
         no_inject = "speculative decoding is on"
     if no_inject:
         no_inject += '; use delivery="prefill"'
+    tokenizer = _tokenizer(model)
+    chat = ChatTurns(tokenizer)
     dtype = config.cache_config.cache_dtype
     identity = (model.model, model.revision, str(model.dtype), dtype, model.quantization)
     return EngineFacts(
@@ -78,21 +86,31 @@ def read_facts(config: VllmConfig, kv_cache_config: KVCacheConfig) -> EngineFact
             group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in groups
         ),
         num_layers=int(text.num_hidden_layers),
-        special_ids=_special_ids(model),
+        special_ids=_special_ids(model, tokenizer),
+        max_source_tokens=max_source_tokens or model.max_model_len,
+        chat=chat,
         model_key=hashlib.sha256(repr(identity).encode()).hexdigest(),
         no_inject=no_inject,
         has_adapter=has_adapter,
     )
 
 
-def _special_ids(model: Any) -> frozenset[int]:
-    if not model.skip_tokenizer_init:
-        try:
-            from vllm.tokenizers import cached_tokenizer_from_config
+def _tokenizer(model: Any) -> Any:
+    """The served model's tokenizer, or None where there is none."""
+    if model.skip_tokenizer_init:
+        return None
+    try:
+        from vllm.tokenizers import cached_tokenizer_from_config
 
-            return frozenset(cached_tokenizer_from_config(model).all_special_ids)
-        except Exception as error:
-            logger.warning("qm_vllm: no tokenizer here (%s); using bos and eos only", error)
+        return cached_tokenizer_from_config(model)
+    except Exception as error:
+        logger.warning("qm_vllm: no tokenizer here (%s); using bos and eos only", error)
+        return None
+
+
+def _special_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    if tokenizer is not None:
+        return frozenset(tokenizer.all_special_ids)
     found: set[int] = set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(model.hf_text_config, name, None)

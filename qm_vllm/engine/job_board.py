@@ -19,10 +19,15 @@ class BoardEntry:
 
 
 class JobBoard:
-    """Admits at most ``max_live`` jobs to the worker; one job serves all equal requests."""
+    """Admits jobs to the worker, first come, first served; one job serves all equal requests.
 
-    def __init__(self, max_live: int) -> None:
-        self.max_live = max_live
+    Args:
+        max_live: jobs whose states or KV the worker may hold.
+        max_tokens: source tokens of all jobs that run; a longer one runs alone.
+    """
+
+    def __init__(self, max_live: int, max_tokens: int) -> None:
+        self.max_live, self.max_tokens = max_live, max_tokens
         self.entries: dict[str, BoardEntry] = {}
         self.queue: deque[str] = deque()
         self.releases: list[str] = []
@@ -66,8 +71,14 @@ class JobBoard:
     def take_new(self) -> list[JobSpec]:
         """Jobs to send to the worker now."""
         live, specs = self.live(), []
+        running = [e.spec for e in self.entries.values() if e.sent and not e.done]
+        tokens = sum(len(spec.token_ids) for spec in running)
         while self.queue and live < self.max_live:
-            entry = self.entries[self.queue.popleft()]
+            entry = self.entries[self.queue[0]]
+            tokens += len(entry.spec.token_ids)
+            if tokens > self.max_tokens and (running or specs):
+                break
+            self.queue.popleft()
             entry.sent, live = True, live + 1
             specs.append(entry.spec)
         return specs

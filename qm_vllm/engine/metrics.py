@@ -22,7 +22,8 @@ COUNTERS = {
 """Name and meaning; each is exposed as ``qm_vllm:NAME_total``."""
 GAUGES = {
     "jobs_waiting": "Compression jobs that no worker has begun.",
-    "jobs_live": "Compression jobs whose states or KV a worker holds.",
+    "jobs_live": "Compression jobs whose states or KV a worker holds, as the scheduler counts.",
+    "worker_jobs": "The same as the worker counts.",
 }
 REQUESTS, FALLBACKS, SECONDS = "requests", "fallbacks", "job_seconds"
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)

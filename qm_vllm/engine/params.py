@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from qm_vllm.compress import needs
-from qm_vllm.config import ConfigError, QuickMergeConfig, parse_request_args
+from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.layers import resolve_layers
+from qm_vllm.request_options import check_ranges, parse_request_args
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -44,13 +45,19 @@ def plan_request(request: Request, base: QuickMergeConfig, facts: EngineFacts) -
     params = request.sampling_params
     if params is None:
         raise Untouched("pooling", "not a text generation request")
+    tokens = request.num_prompt_tokens
     try:
-        config = base.override(parse_request_args(params.extra_args))
+        given = parse_request_args(params.extra_args)
+        config = base.override(given)
+        if "protect_ranges" in given:
+            check_ranges(config.protect_ranges, tokens)
+        if "keep_roles" in given and config.keep_roles and facts.chat.problem:
+            raise ConfigError(f"keep_roles cannot work here: {facts.chat.problem}; use "
+                              "protect_ranges")
     except ConfigError as error:
         raise Untouched("invalid_option", f"invalid option: {error}") from error
     if not config.enabled:
         raise Untouched("disabled", "disabled for this request")
-    tokens = request.num_prompt_tokens
     for present, kind, reason in (
         (request.prompt_token_ids is None or request.prompt_embeds is not None, "embeddings",
          "the prompt has embeddings instead of token ids"),
@@ -61,6 +68,9 @@ def plan_request(request: Request, base: QuickMergeConfig, facts: EngineFacts) -
          "prompt_logprobs needs every prompt position"),
         (tokens < config.min_tokens, "short",
          f"{tokens} prompt tokens are fewer than min_tokens={config.min_tokens}"),
+        (tokens > facts.max_source_tokens, "too_long",
+         f"{tokens} prompt tokens are more than max_source_tokens={facts.max_source_tokens}, "
+         "which is fixed when the engine starts"),
     ):
         if present:
             raise Untouched(kind, reason)

@@ -11,6 +11,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from qm_vllm.config import QuickMergeConfig
+from qm_vllm.turns import Turn
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class JobSpec:
     special_positions: list[int]
     block_size: int | None
     """K is rounded to a multiple of this plus one; None: not rounded."""
+    turns: tuple[Turn, ...] = ()
+    """Turns of a conversation that stay whole."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,10 @@ class JobResult:
 
 @dataclass
 class QuickMergeWorkerMetadata(KVConnectorWorkerMetadata):
-    """Worker side to scheduler side: finished jobs by key."""
+    """Worker side to scheduler side: finished jobs by key, and how many jobs are held."""
 
     results: dict[str, JobResult] = field(default_factory=dict)
+    held: int = 0
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """Tensor-parallel ranks run the same jobs; any failure or difference is an error."""
@@ -75,4 +79,4 @@ class QuickMergeWorkerMetadata(KVConnectorWorkerMetadata):
                 merged[key] = theirs
             elif not ours.error and ours.kept != theirs.kept:
                 merged[key] = JobResult(key, error="tensor-parallel ranks kept different tokens")
-        return QuickMergeWorkerMetadata(merged)
+        return QuickMergeWorkerMetadata(merged, max(self.held, other.held))

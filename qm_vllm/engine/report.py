@@ -7,6 +7,7 @@ from typing import Any
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.memo import Outcome
 from qm_vllm.engine.params import RequestPlan
+from qm_vllm.turns import Turn
 
 
 def untouched_report(
@@ -28,6 +29,7 @@ def compressed_report(
     facts: EngineFacts,
     plan: RequestPlan,
     outcome: Outcome,
+    turns: tuple[Turn, ...],
     *,
     cached: bool,
     notes: list[str],
@@ -43,6 +45,7 @@ def compressed_report(
         "num_layers": facts.num_layers,
         "score_layers": list(plan.score_layers),
         "delivery": plan.config.delivery,
+        "kept_turns": [list(turn) for turn in turns],
         "cached": cached,
         **outcome.figures,
     }

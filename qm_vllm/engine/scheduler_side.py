@@ -7,7 +7,6 @@ A request is *pending* until its job's result arrives, then *compressed* (resize
 from __future__ import annotations
 
 import hashlib
-import logging
 from array import array
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.job_board import JobBoard
+from qm_vllm.engine.log import get_logger
 from qm_vllm.engine.memo import Memo, Outcome
-from qm_vllm.engine.metrics import Tally
+from qm_vllm.engine.metrics import QuickMergeStats, Tally
+from qm_vllm.engine.minute_line import MinuteLine
 from qm_vllm.engine.params import RequestPlan, Untouched, plan_request
 from qm_vllm.engine.protocol import JobSpec, LoadSpec, QuickMergeMetadata, QuickMergeWorkerMetadata
 from qm_vllm.engine.report import compressed_report, untouched_report
 from qm_vllm.engine.request_resize import chained_salt, resalt, resize_prompt
+from qm_vllm.turns import kept_turns
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass
@@ -57,11 +59,12 @@ class SchedulerSide:
 
     def __init__(self, config: QuickMergeConfig, facts: EngineFacts) -> None:
         self.config, self.facts = config, facts
-        self.board = JobBoard(config.max_live_jobs)
+        self.board = JobBoard(config.max_live_jobs, facts.max_source_tokens)
         self.memo = Memo(config.memo_entries)
         self.tracked: dict[str, Tracked] = {}
         self.loads: list[LoadSpec] = []
         self.tally = Tally()
+        self.minute = MinuteLine()
 
     # --- arrival ---------------------------------------------------------------------------
     def on_new_request(self, request: Request) -> None:
@@ -99,6 +102,7 @@ class SchedulerSide:
         layers = (plan.encoder_layers, *plan.score_layers, block_size)
         for part in (config.fingerprint(), self.facts.model_key, repr(layers)):
             digest.update(part.encode())
+        turns = kept_turns(config, self.facts.chat.find(ids), len(ids))
         special = self.facts.special_ids if config.protect_special else frozenset()
         return JobSpec(
             key=digest.hexdigest(),
@@ -108,11 +112,13 @@ class SchedulerSide:
             score_layers=plan.score_layers,
             special_positions=[i for i, token in enumerate(ids) if token in special],
             block_size=block_size,
+            turns=tuple(turns),
         )
 
     # --- results ---------------------------------------------------------------------------
     def on_worker_output(self, metadata: QuickMergeWorkerMetadata) -> None:
         """Resize the requests whose job has ended, or hand them to plain vLLM."""
+        self.tally.level(worker_jobs=metadata.held)
         for key, result in metadata.results.items():
             entry = self.board.entries.get(key)
             if entry is None:
@@ -126,6 +132,9 @@ class SchedulerSide:
                     self._fail(tracked, result.error or "unknown error")
                 elif tracked.pending:
                     self._resize(tracked, outcome)
+                elif tracked.outcome is not None and tracked.outcome.kept != outcome.kept:
+                    self._fail(tracked, "the job kept other tokens the second time")
+                    entry.users.discard(request_id)
                 if outcome is None or tracked.plan_delivery == "prefill":
                     entry.users.discard(request_id)
             if not entry.users:
@@ -213,10 +222,17 @@ class SchedulerSide:
             reason = tracked.reason or "ended before the compression was done"
             return untouched_report(tracked.source_tokens, num_blocks, self.facts, reason)
         assert tracked.plan is not None
+        assert tracked.spec is not None
         return compressed_report(
             tracked.source_tokens, num_blocks, self.facts, tracked.plan, tracked.outcome,
-            cached=tracked.cached, notes=tracked.notes,
+            tracked.spec.turns, cached=tracked.cached, notes=tracked.notes,
         )
+
+    def take_stats(self) -> QuickMergeStats | None:
+        """Counts since the last call, for vLLM's metrics; a log line about them once a minute."""
+        stats = self.tally.take()
+        self.minute.observe(stats)
+        return stats
 
     def reset(self) -> None:
         """vLLM's prefix cache was reset: forget results too."""

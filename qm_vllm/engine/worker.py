@@ -6,10 +6,11 @@ The class is made on first access, on top of whichever worker vLLM would have ch
 from __future__ import annotations
 
 import importlib
-import logging
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from qm_vllm.engine.log import get_logger
+
+logger = get_logger(__name__)
 
 WORKER_BASES = {
     "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
@@ -27,11 +28,14 @@ class QuickMergeWorkerMixin:
         available: int = super().determine_available_memory()  # type: ignore[misc]
         config: Any = self.vllm_config  # type: ignore[attr-defined]
         explicit = config.cache_config.kv_cache_memory_bytes is not None
-        if self.device.type == "cpu" or explicit:  # type: ignore[attr-defined]
-            return available
-        reserved = _reserved_bytes(config)
-        logger.info("qm_vllm: %.2f GiB are kept for compression jobs", reserved / 2**30)
-        return max(0, available - reserved)
+        tokens, needed = _scratch(config)
+        taken = self.device.type != "cpu" and not explicit  # type: ignore[attr-defined]
+        logger.info(
+            "qm_vllm: compression jobs hold at most %s source tokens (max_source_tokens) and "
+            "%.1f MiB at once, %s", f"{tokens:,}", needed / 2**20,
+            "which are taken from the KV cache" if taken else "beside the KV cache",
+        )
+        return max(0, available - needed) if taken else available
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
@@ -48,7 +52,8 @@ class QuickMergeWorkerMixin:
             connector.worker_side.attach_model(model, config.dtype, self.device)  # type: ignore[attr-defined]
 
 
-def _reserved_bytes(config: Any) -> int:
+def _scratch(config: Any) -> tuple[int, int]:
+    """Source tokens that may be in the encoder at once, and the bytes that jobs then take."""
     from qm_vllm.api import CONFIG_KEY
     from qm_vllm.calibration import calibrated
     from qm_vllm.config import QuickMergeConfig
@@ -64,7 +69,8 @@ def _reserved_bytes(config: Any) -> int:
         bytes_per_value=model.dtype.itemsize,
     )
     chosen = calibrated(QuickMergeConfig.from_dict(options), model.hf_text_config)
-    return scratch_bytes(chosen, shape, model.max_model_len)
+    tokens = chosen.max_source_tokens or model.max_model_len
+    return tokens, scratch_bytes(chosen, shape, tokens)
 
 
 def __getattr__(name: str) -> Any:

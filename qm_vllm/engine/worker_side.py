@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from qm_vllm.engine.adapters.decoder import DecoderView
 from qm_vllm.engine.compression_job import CompressionJob
 from qm_vllm.engine.dense_runner import DenseRunner, self_check
 from qm_vllm.engine.kv_inject import slot_mapping, write_kv
+from qm_vllm.engine.log import get_logger
 from qm_vllm.engine.params import embedding_config
 from qm_vllm.engine.protocol import (
     JobResult,
@@ -22,7 +22,7 @@ from qm_vllm.engine.protocol import (
     QuickMergeWorkerMetadata,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class WorkerSide:
@@ -36,6 +36,7 @@ class WorkerSide:
         self.jobs: dict[str, CompressionJob] = {}
         self.results: dict[str, JobResult] = {}
         self.failed_blocks: set[int] = set()
+        self._reported = 0
 
     def attach_model(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
         """Look into the loaded model; a model that does not fit is reported per request."""
@@ -84,18 +85,21 @@ class WorkerSide:
             if self.runner is None or spec is None:
                 self.results[wanted.key] = JobResult(wanted.key, error=self.problem)
             else:
-                self.jobs[spec.key] = CompressionJob(spec, self.runner)
+                job = CompressionJob(spec, self.runner)
+                job.spent = min((other.spent for other in self._unfinished()), default=0)
+                self.jobs[spec.key] = job
         if self.runner is None:
             return
         budget = self.config.encoder_chunk_tokens * max(1, len(self.runner.view.layers))
-        for key, job in self.jobs.items():
+        while budget > 0 and (unfinished := self._unfinished()):
+            # The one that had least: a short prompt does not wait for a long one's end.
+            job = min(unfinished, key=lambda job: job.spent)
+            budget -= job.advance()
             if job.result is not None:
-                continue
-            while job.result is None and budget > 0:
-                budget -= job.advance()
-            if job.result is None:
-                break
-            self.results[key] = job.result
+                self.results[job.spec.key] = job.result
+
+    def _unfinished(self) -> list[CompressionJob]:
+        return [job for job in self.jobs.values() if job.result is None]
 
     def _without_layers(self, spec: JobSpec) -> JobSpec | None:
         """The same job on token embeddings alone, where the layers cannot be run densely."""
@@ -107,11 +111,11 @@ class WorkerSide:
         return replace(spec, encoder_layers=0, config=config)
 
     def collect(self) -> QuickMergeWorkerMetadata | None:
-        """Results since the last call, or None."""
-        if not self.results:
+        """Results since the last call and the number of jobs held, or None if nothing changed."""
+        if not self.results and len(self.jobs) == self._reported:
             return None
-        results, self.results = self.results, {}
-        return QuickMergeWorkerMetadata(results)
+        results, self.results, self._reported = self.results, {}, len(self.jobs)
+        return QuickMergeWorkerMetadata(results, self._reported)
 
     def take_failed_blocks(self) -> set[int]:
         """Blocks whose KV could not be written since the last call."""

@@ -9,7 +9,8 @@ import math
 import pytest
 
 from qm_vllm import config as configuration
-from qm_vllm.config import ConfigError, QuickMergeConfig, parse_request_args, request_args
+from qm_vllm.config import ConfigError, QuickMergeConfig
+from qm_vllm.request_options import parse_request_args, request_args
 
 NUMBERS = (
     "ratio", "alpha", "logit_scale", "epsilon", "temperature",

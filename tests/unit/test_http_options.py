@@ -100,4 +100,8 @@ def test_too_many_ranges_are_refused():
     ranges = json.dumps([[i, i + 1] for i in range(100_000)])
     status, answer, _ = ask(body(vllm_xargs={"qm_protect_ranges": ranges}))
     assert status == 400
+    assert "characters; at most 65536 are allowed" in answer["error"]["message"]
+    listed = {"protect_ranges": json.loads(ranges)}
+    status, answer, _ = ask(body(kv_transfer_params={"quickmerge": listed}))
+    assert status == 400
     assert "protect_ranges has 100000 ranges; at most 1000" in answer["error"]["message"]

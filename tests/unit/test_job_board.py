@@ -13,7 +13,7 @@ def spec(key: str) -> JobSpec:
 
 
 def test_equal_requests_share_a_job_until_the_last_leaves():
-    board = JobBoard(max_live=4)
+    board = JobBoard(4, 10_000)
     assert board.join(spec("a"), "r1") is board.join(spec("a"), "r2")
     assert [s.key for s in board.take_new()] == ["a"]
     board.leave("a", "r1")
@@ -25,7 +25,7 @@ def test_equal_requests_share_a_job_until_the_last_leaves():
 
 
 def test_admission_is_bounded_and_in_order_and_urgent_goes_first():
-    board = JobBoard(max_live=2)
+    board = JobBoard(2, 10_000)
     for name in "abc":
         board.join(spec(name), "r" + name)
     board.join(spec("z"), "rz", urgent=True)
@@ -36,7 +36,7 @@ def test_admission_is_bounded_and_in_order_and_urgent_goes_first():
 
 
 def test_a_queued_job_without_users_is_never_sent():
-    board = JobBoard(max_live=1)
+    board = JobBoard(1, 10_000)
     board.join(spec("a"), "r1")
     board.leave("a", "r1")
     board.leave("a", "r1")
@@ -64,3 +64,26 @@ def test_ranks_that_disagree_are_an_error():
     assert "different tokens" in merged["a"].error
     assert merged["b"].error == "boom"
     assert ours.aggregate(ours).results["a"].kept == [1, 2]
+
+
+def long_spec(key: str, tokens: int) -> JobSpec:
+    return JobSpec(key, [1] * tokens, QuickMergeConfig(), 4, (1, 2), [], 32)
+
+
+def test_source_tokens_of_running_jobs_are_bounded_and_nobody_is_overtaken():
+    board = JobBoard(4, 1000)
+    for key, tokens in (("a", 600), ("b", 500), ("c", 10)):
+        board.join(long_spec(key, tokens), key)
+    assert [spec.key for spec in board.take_new()] == ["a"]
+    assert board.take_new() == []
+    board.entries["a"].done = True  # its result waits for blocks, its states are gone
+    assert [spec.key for spec in board.take_new()] == ["b", "c"]
+
+
+def test_a_job_longer_than_the_bound_runs_alone():
+    board = JobBoard(4, 100)
+    board.join(long_spec("a", 50), "a")
+    board.join(long_spec("b", 300), "b")
+    assert [spec.key for spec in board.take_new()] == ["a"]
+    board.entries["a"].done = True
+    assert [spec.key for spec in board.take_new()] == ["b"]

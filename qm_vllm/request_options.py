@@ -1,0 +1,68 @@
+"""Options of one request: how they are written into a request and read from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from qm_vllm.config import ConfigError, QuickMergeConfig
+
+MOST_CHARACTERS = 1 << 16
+"""Of one option that travels as text."""
+
+
+def request_args(**values: Any) -> dict[str, Any]:
+    """Per-request options for ``SamplingParams(extra_args=...)`` or HTTP ``vllm_xargs``.
+
+    >>> request_args(ratio=0.3)
+    {'qm_ratio': 0.3}
+
+    Raises:
+        ConfigError: a name is unknown or fixed at engine start, or a value impossible.
+    """
+    checked = QuickMergeConfig().override(values)
+    result: dict[str, Any] = {}
+    for name in values:
+        value = getattr(checked, name) if name != "preset" else values[name]
+        if name in ("protect_ranges", "score_layers"):
+            value = json.dumps(value)
+        elif name == "keep_roles" and not isinstance(value, str):
+            value = ",".join(value) or "none"
+        result["qm_" + name] = value
+    return result
+
+
+def parse_request_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Collect ``qm_*`` scalars and ``kv_transfer_params["quickmerge"]`` of one request.
+
+    Returns the raw values by field name; :meth:`QuickMergeConfig.override` validates them.
+    """
+    extra_args = extra_args or {}
+    values: dict[str, Any] = {}
+    transfer = extra_args.get("kv_transfer_params")
+    if isinstance(transfer, Mapping) and isinstance(transfer.get("quickmerge"), Mapping):
+        values.update(transfer["quickmerge"])
+    for name, value in extra_args.items():
+        if not name.startswith("qm_"):
+            continue
+        if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+            raise ConfigError(
+                f"{name} has {len(value)} characters; at most {MOST_CHARACTERS} are allowed"
+            )
+        if isinstance(value, str) and name[3:] in ("protect_ranges", "score_layers"):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"{name}={value!r} is not a JSON list") from error
+        values[name[3:]] = value
+    return values
+
+
+def check_ranges(ranges: tuple[tuple[int, int], ...], num_tokens: int) -> None:
+    """Raise ConfigError if one of a request's protect_ranges leaves its prompt."""
+    for start, stop in ranges:
+        if stop > num_tokens:
+            raise ConfigError(
+                f"protect_ranges has ({start}, {stop}), but the prompt has {num_tokens} tokens"
+            )
