@@ -105,3 +105,75 @@ def test_too_many_ranges_are_refused():
     status, answer, _ = ask(body(kv_transfer_params={"quickmerge": listed}))
     assert status == 400
     assert "protect_ranges has 100000 ranges; at most 1000" in answer["error"]["message"]
+
+
+def ask_server(content: dict, *, tokenize_status: int = 200):
+    """Status and message for a request to a server that counts words as tokens."""
+    asked, sent = [], []
+
+    async def app(scope, receive, send):
+        message = await receive()
+        asked.append((scope["path"], json.loads(message["body"])))
+        if scope["path"] != "/tokenize":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"{}"})
+            return
+        inner = asked[-1][1]
+        text = inner.get("prompt") or " ".join(m["content"] for m in inner["messages"])
+        answer = json.dumps({"count": len(text.split())}).encode()
+        await send({"type": "http.response.start", "status": tokenize_status, "headers": []})
+        await send({"type": "http.response.body", "body": answer})
+
+    pieces = [{"type": "http.request", "body": body(**content), "more_body": False}]
+
+    async def receive():
+        return pieces.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/completions",
+        "headers": [(b"authorization", b"Bearer x"), (b"content-length", b"1")],
+    }
+    asyncio.run(RefuseBadOptions(app)(scope, receive, send))
+    return sent[0]["status"], json.loads(sent[1]["body"]), asked
+
+
+@pytest.mark.parametrize("content", [
+    {"prompt": "one two three"},
+    {"prompt": ["one two three four", "one two three"]},
+    {"prompt": [7, 8, 9]},
+    {"prompt": [[7, 8, 9, 10], [7, 8, 9]]},
+    {"messages": [{"role": "user", "content": "one two three"}], "temperature": 1},
+])
+def test_ranges_outside_the_prompt_are_refused(content):
+    inside, outside = ({"qm_protect_ranges": f"[[1, {stop}]]"} for stop in (3, 4))
+    status, answer, asked = ask_server(content | {"vllm_xargs": outside})
+    assert status == 400
+    assert "protect_ranges has (1, 4), but the prompt has 3 tokens" in answer["error"]["message"]
+    assert all(path == "/tokenize" for path, _ in asked)
+    assert all("temperature" not in inner and "vllm_xargs" not in inner for _, inner in asked)
+    status, _, asked = ask_server(content | {"vllm_xargs": inside})
+    assert status == 200
+    assert asked[-1] == ("/v1/completions", json.loads(body(**content, vllm_xargs=inside)))
+
+
+def test_a_server_that_does_not_count_is_not_asked_to_refuse():
+    options = {"qm_protect_ranges": "[[1, 99]]"}
+    status, _, _ = ask_server({"prompt": "one", "vllm_xargs": options}, tokenize_status=404)
+    assert status == 200
+
+
+def test_huge_values_are_refused_in_few_words():
+    deep = "[" * 60_000
+    for extra in (
+        {"qm_saliency": "x" * 10_000_000}, {"qm_" + "x" * 1_000_000: 1}, {"qm_min_kept": 1e300},
+        {"qm_protect_ranges": deep},
+    ):
+        status, answer, _ = ask(body(vllm_xargs=extra))
+        assert status == 400
+        assert len(answer["error"]["message"]) < 700
+    status, _, seen = ask(b'{"vllm_xargs": ' + deep.encode() + b'"qm_"')
+    assert status is None  # not JSON: vLLM's own business
+    assert seen.endswith(b'"qm_"')

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Puts a server under mixed load and counts what goes wrong. Exit code 1 if anything did.
+
+    .venv/bin/python scripts/soak.py --seconds 60 --json soak.json
+
+Without --model a small random decoder is served (the engine's work without the model's); with
+``--model embedded`` SmolLM2. float32, so that an answer can be compared with the same request's
+alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MUST_BE_ZERO = (
+    "failed", "bad_requests_not_4xx", "leaked_blocks", "live_artifacts", "mismatches",
+    "engine_deaths",
+)
+
+
+def main() -> int:
+    """Parse, serve, load, report."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=60, help="load and checks together")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--model", help="folder, or 'embedded'; default: a small random one")
+    parser.add_argument("--clients", type=int, default=16, help="requests in flight")
+    parser.add_argument("--blocks", type=int, default=70, help="KV cache, blocks of 32 tokens")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = soak(options, Path(folder))
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+    wrong = [name for name in MUST_BE_ZERO if figures[name]]
+    if wrong:
+        print(f"soak: not zero: {', '.join(wrong)}", file=sys.stderr)
+    return int(bool(wrong))
+
+
+def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """The figures of one run."""
+    from transformers import AutoTokenizer
+
+    from qm_vllm.cli.document import demo_document
+    from qm_vllm.cli.embedded import ensure_model
+    from qm_vllm.eval.serving.server import Server
+    from qm_vllm.eval.serving.soak import Soak
+    from qm_vllm.eval.serving.tiny_model import make_tiny_chat_model
+    from qm_vllm.eval.serving.traffic import Traffic
+
+    embedded = ensure_model()
+    model = Path(options.model) if options.model else folder / "tiny"
+    if options.model == "embedded":
+        model = embedded
+    elif not options.model:
+        make_tiny_chat_model(embedded, model)
+    vocabulary = len(AutoTokenizer.from_pretrained(model))
+    traffic = Traffic(
+        "soaked", demo_document().text, longest=1200, vocabulary=vocabulary, seed=options.seed
+    )
+    arguments = [
+        str(model), "--served-model-name", "soaked", "--ratio", "0.4", "--dtype", "float32",
+        "--block-size", "32", "--max-model-len", "2048", "--enforce-eager",
+        "--num-gpu-blocks-override", str(options.blocks), "--encoder-chunk-tokens", "512",
+    ]
+    log = options.json.with_suffix(".log") if options.json else folder / "log.txt"
+    log.unlink(missing_ok=True)
+    started = time.time()
+    with Server(arguments, log, development=True) as server:
+        run = Soak(server, traffic, options.seconds, options.clients, options.blocks, options.seed)
+        figures = run.run()
+    return {
+        **figures, "seconds": options.seconds, "model": options.model or "small random decoder",
+        "clients": options.clients, "kv_blocks": options.blocks, "seed": options.seed,
+        "date": time.strftime("%Y-%m-%d", time.gmtime(started)), "machine": platform.machine(),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
