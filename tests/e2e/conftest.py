@@ -8,12 +8,19 @@ import pytest
 
 from qm_vllm.cli.document import demo_document
 from qm_vllm.cli.embedded import ensure_model
+from qm_vllm.eval.serving.tiny_model import make_tiny_chat_model
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Folder of the converted model; converted once into the user's cache."""
     return ensure_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_chat(smollm2, tmp_path_factory) -> Path:
+    """Folder of a small random decoder with the embedded model's tokenizer: it is fast."""
+    return make_tiny_chat_model(smollm2, tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def test_demo_answers_from_a_third_of_the_blocks(smollm2, tmp_path):
     assert "KV blocks" in done.stdout
 
 
-def test_generate_resumes_and_reports_bad_lines(smollm2, tmp_path):
+def test_generate_resumes_and_reports_bad_lines(tiny_chat, tmp_path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     words = "The river ran past the old mill and the miller counted his sacks. " * 40
     source.write_text("\n".join([
@@ -50,7 +50,7 @@ def test_generate_resumes_and_reports_bad_lines(smollm2, tmp_path):
         json.dumps({"prompt": "no id"}),
     ]) + "\n")
     arguments = (
-        "generate", "--model", str(smollm2), "--input", str(source), "--output", str(target),
+        "generate", "--model", str(tiny_chat), "--input", str(source), "--output", str(target),
         "--ratio", "0.4", "--max-tokens", "8", "--eager",
     )
     done = qm_vllm(*arguments)
@@ -67,11 +67,11 @@ def test_generate_resumes_and_reports_bad_lines(smollm2, tmp_path):
     assert target.read_text() == before
 
 
-def test_inspect_writes_a_page(smollm2, tmp_path):
+def test_inspect_writes_a_page(tiny_chat, tmp_path):
     text, page = tmp_path / "text.txt", tmp_path / "page.html"
     text.write_text("A <b>bold</b> claim & a plain one. " * 80)
     done = qm_vllm(
-        "inspect", "--model", str(smollm2), "--input", str(text), "--out", str(page),
+        "inspect", "--model", str(tiny_chat), "--input", str(text), "--out", str(page),
         "--ratio", "0.4",
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -10,7 +10,9 @@ import sys
 import time
 
 import pytest
+from typer.testing import CliRunner
 
+from qm_vllm.cli.main import app
 from tests.e2e.test_commands import qm_vllm
 
 pytestmark = pytest.mark.e2e
@@ -113,8 +115,9 @@ def test_a_folder_of_another_configuration_is_refused(study):
     ("--query", "seen", "--query 'seen' is unknown; known: visible, blind, both"),
 ])
 def test_what_does_not_exist_is_answered_with_what_does(smollm2, tmp_path, option, value, message):
-    done = qm_vllm("compare", "--out", str(tmp_path / "x"), option, value)
-    assert done.returncode == 1
+    arguments = ["compare", "--out", str(tmp_path / "x"), option, value]
+    done = CliRunner(env={"COLUMNS": "120"}).invoke(app, arguments)
+    assert done.exit_code == 1
     assert message in " ".join(done.stderr.split())
     assert not (tmp_path / "x").exists()
 

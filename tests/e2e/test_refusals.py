@@ -12,11 +12,11 @@ from tests.e2e.test_commands import qm_vllm
 pytestmark = pytest.mark.e2e
 
 
-def test_a_demo_that_was_not_compressed_is_an_error(smollm2, tmp_path):
+def test_a_demo_that_was_not_compressed_is_an_error(tiny_chat, tmp_path):
     text, figures = tmp_path / "short.txt", tmp_path / "demo.json"
     text.write_text("Water boils at 100 degrees.")
     done = qm_vllm(
-        "demo", "--eager", "--text", str(text), "--question", "When does water boil?",
+        "demo", "--eager", "--model", str(tiny_chat), "--text", str(text), "--question", "When does water boil?",
         "--json", str(figures),
     )
     assert done.returncode == 1
@@ -24,7 +24,9 @@ def test_a_demo_that_was_not_compressed_is_an_error(smollm2, tmp_path):
     assert not figures.exists()
 
 
-def test_generate_takes_options_per_line_and_names_a_prompt_that_is_too_long(smollm2, tmp_path):
+def test_generate_takes_options_per_line_and_names_a_prompt_that_is_too_long(
+    tiny_chat, tmp_path
+):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     message = {"role": "user", "content": demo_document().prompt()}
     lines = [
@@ -34,7 +36,7 @@ def test_generate_takes_options_per_line_and_names_a_prompt_that_is_too_long(smo
     ]
     source.write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = qm_vllm(
-        "generate", "--model", str(smollm2), "--input", str(source), "--output", str(target),
+        "generate", "--model", str(tiny_chat), "--input", str(source), "--output", str(target),
         "--ratio", "0.3", "--max-tokens", "8", "--eager",
     )
     assert done.returncode == 1

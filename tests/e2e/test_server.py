@@ -2,68 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import aiohttp
 import pytest
 
 from qm_vllm.cli.document import demo_document
+from qm_vllm.eval.serving.client import send
+from qm_vllm.eval.serving.server import Server
+from qm_vllm.eval.serving.traffic import CHAT, COMPLETIONS, Ask
 
 pytestmark = pytest.mark.e2e
+FLAGS = (
+    "--ratio", "0.4", "--served-model-name", "smol", "--block-size", "32", "--max-model-len",
+    "6000", "--enforce-eager", "--dtype", "float32",
+)
 
 
 @pytest.fixture(scope="module")
-def server(smollm2, tmp_path_factory):
-    """Base address of a running server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = (tmp_path_factory.mktemp("server") / "log.txt").open("w+")
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "qm_vllm.cli.main", "serve", str(smollm2), "--ratio", "0.4",
-            "--host", "127.0.0.1", "--port", str(port), "--served-model-name", "smol",
-            "--block-size", "32", "--max-model-len", "6000", "--enforce-eager",
-        ],
-        stdout=log, stderr=subprocess.STDOUT,
-        env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"},
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(240):
-            if process.poll() is not None:
-                log.seek(0)
-                pytest.fail("the server ended:\n" + log.read()[-3000:])
-            try:
-                urllib.request.urlopen(address + "/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(30)
+def server(tiny_chat, tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with Server([str(tiny_chat), *FLAGS], log) as running:
+        yield running
 
 
-def chat(address: str, question: str, **extra: object) -> dict:
+def document(words: int = 1200) -> str:
+    return " ".join(demo_document().text.split()[:words])
+
+
+def chat(server: Server, question: str, **extra: object) -> dict:
     body = {
         "model": "smol", "max_tokens": 16, "temperature": 0,
-        "messages": [{"role": "user", "content": f"{demo_document().text}\n\n{question}"}],
+        "messages": [{"role": "user", "content": f"{document()}\n\n{question}"}],
         **extra,
     }
-    request = urllib.request.Request(
-        address + "/v1/chat/completions", json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.load(answer)
+    return server.ask(CHAT, body)
+
+
+def report(answer: dict) -> dict:
+    return answer["kv_transfer_params"]["quickmerge"]
+
+
+def refused(server: Server, path: str, body: dict) -> str:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        server.ask(path, {"model": "smol", "max_tokens": 4, **body})
+    assert error.value.code == 400
+    return json.load(error.value)["error"]["message"]
 
 
 def test_requests_with_and_without_options(server):
@@ -74,7 +66,7 @@ def test_requests_with_and_without_options(server):
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda pair: chat(server, pair[0], **pair[1]),
                                 zip(questions, options, strict=True)))
-    default, quarter, off = (a["kv_transfer_params"]["quickmerge"] for a in answers)
+    default, quarter, off = map(report, answers)
     assert default["status"] == "compressed"
     assert default["ratio"] <= 0.4
     assert quarter["status"] == "compressed"
@@ -86,26 +78,144 @@ def test_requests_with_and_without_options(server):
 
 
 def test_bad_options_are_named_and_the_server_lives(server):
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        chat(server, "Anything.", vllm_xargs={"qm_ratio": 0.5, "qm_colour": "red"})
-    assert refused.value.code == 400
-    assert "'colour' is not an option" in json.load(refused.value)["error"]["message"]
+    said = refused(server, CHAT, {
+        "messages": [{"role": "user", "content": "Hi."}],
+        "vllm_xargs": {"qm_ratio": 0.5, "qm_colour": "red"},
+    })
+    assert "'colour' is not an option" in said
     with pytest.raises(urllib.error.HTTPError):
         chat(server, "word " * 9000)
-    again = chat(server, "Anything.")["kv_transfer_params"]["quickmerge"]
-    assert again["status"] == "compressed"
+    assert report(chat(server, "Anything."))["status"] == "compressed"
+
+
+def test_ranges_are_measured_against_the_prompt_as_the_server_counts_it(server):
+    messages = [{"role": "user", "content": document(400)}]
+    tokens = report(server.ask(CHAT, {
+        "model": "smol", "max_tokens": 1, "messages": messages,
+    }))["source_tokens"]
+    for path, prompt in ((CHAT, {"messages": messages}), (COMPLETIONS, {"prompt": document(400)})):
+        said = refused(server, path, prompt | {
+            "vllm_xargs": {"qm_protect_ranges": "[[5, 99999]]"}
+        })
+        assert "protect_ranges has (5, 99999), but the prompt has" in said
+    for stop, fits in ((tokens, True), (tokens + 1, False)):
+        options = {"kv_transfer_params": {"quickmerge": {"protect_ranges": [[5, stop]]}}}
+        if fits:
+            body = {"model": "smol", "max_tokens": 1, "messages": messages, **options}
+            assert report(server.ask(CHAT, body))["status"] == "compressed"
+        else:
+            assert f"has {tokens} tokens" in refused(server, CHAT, {"messages": messages} | options)
+
+
+def test_system_and_last_user_turns_of_a_chat_stay_whole(server):
+    messages = [
+        {"role": "system", "content": "Answer like a pirate. " * 4},
+        {"role": "user", "content": document(900)},
+        {"role": "assistant", "content": "Aye, a long tale. " * 9},
+        {"role": "user", "content": "Now say in one line who wrote to whom and why. " * 4},
+    ]
+
+    def kept(**options):
+        body = {
+            "model": "smol", "max_tokens": 2, "messages": messages,
+            "kv_transfer_params": {"quickmerge": {"details": True, **options}},
+        }
+        told = report(server.ask(CHAT, body))
+        return told["kept_turns"], set(told["details"]["kept_indices"])
+
+    turns, indices = kept()
+    assert [role for role, _, _ in turns] == ["system", "user"]
+    assert turns[0][1] == 0
+    for _, start, stop in turns:
+        assert set(range(start, stop)) <= indices
+    (turn,), indices = kept(keep_roles="assistant")
+    assert turn[0] == "assistant"
+    assert set(range(turn[1], turn[2])) <= indices
+    turns, indices = kept(keep_roles="none")
+    assert turns == []
+    del messages[1:3]
+    assert [role for role, _, _ in kept()[0]] == ["system", "user"]
+    messages[-1]["content"] += document(900)  # the document is in the last turn
+    assert [role for role, _, _ in kept()[0]] == ["system"]
+
+
+def test_streams_equal_whole_answers_and_the_same_request_id_is_no_trouble(server):
+    body = {"model": "smol", "max_tokens": 12, "temperature": 0, "prompt": document(700)}
+    whole = server.ask(COMPLETIONS, body)["choices"][0]["text"]
+    asks = [
+        Ask(COMPLETIONS, body | {"stream": stream}, headers={"X-Request-Id": "the-same"})
+        for stream in (True, False, True)
+    ]
+
+    async def all_at_once():
+        async with aiohttp.ClientSession() as session:
+            return await asyncio.gather(*(send(session, server.address, a) for a in asks))
+
+    answers = asyncio.run(all_at_once())
+    assert [(a.status, a.texts) for a in answers] == [(200, (whole,))] * 3
+
+
+def test_structured_output_of_a_compressed_prompt(server):
+    answer = chat(server, "Yes or no?", structured_outputs={"choice": ["yes", "no"]})
+    assert answer["choices"][0]["message"]["content"] in ("yes", "no")
+    assert report(answer)["status"] == "compressed"
 
 
 def test_metrics_stand_beside_vllms_own(server):
     for _ in range(2):
         chat(server, "The same question twice.")
-    with urllib.request.urlopen(server + "/metrics", timeout=30) as answer:
-        lines = answer.read().decode().splitlines()
-    totals = {
-        name: sum(float(line.split()[-1]) for line in lines if line.startswith(f"qm_vllm:{name}"))
-        for name in ("source_tokens_total", "kept_tokens_total", "memo_hits_total", "jobs_total")
-    }
-    assert 0 < totals["kept_tokens_total"] < 0.5 * totals["source_tokens_total"]
-    assert totals["memo_hits_total"] >= 1
-    assert totals["jobs_total"] >= 1
-    assert any("vllm:" in line and "qm_vllm" not in line for line in lines)
+    seen = server.metrics()
+    kept, source = seen["qm_vllm:kept_tokens_total"], seen["qm_vllm:source_tokens_total"]
+    assert 0 < kept < 0.5 * source
+    assert seen["qm_vllm:memo_hits_total"] >= 1
+    assert seen["qm_vllm:jobs_total"] >= 1
+    assert seen["vllm:num_requests_running"] == 0
+    board = Path(__file__).parents[2] / "docs" / "grafana.json"
+    for name in board.read_text().split("qm_vllm:")[1:]:
+        metric = "qm_vllm:" + name.split("{")[0].split("[")[0].split(")")[0].strip('" \\')
+        assert metric in seen, metric
+
+
+def test_a_killed_engine_is_an_error_for_clients_and_a_restart_serves(tiny_chat, tmp_path):
+    body = {"model": "smol", "temperature": 0, "prompt": document(900)}
+    arguments = [str(tiny_chat), *FLAGS]
+    before = sorted(p.name for p in tiny_chat.iterdir())
+    with Server(arguments, tmp_path / "one.txt") as server:
+        want = server.ask(COMPLETIONS, body | {"max_tokens": 6})["choices"][0]["text"]
+        long = [
+            Ask(COMPLETIONS, body | {"max_tokens": 4000, "ignore_eos": True, "stream": stream,
+                                     "prompt": f"{i} {document(900)}"})
+            for i, stream in enumerate((True, False, True, False))
+        ]
+
+        async def all_at_once():
+            async with aiohttp.ClientSession() as session:
+                return await asyncio.gather(*(send(session, server.address, a) for a in long))
+
+        killer = threading.Timer(4, server.kill_engine)
+        killer.start()
+        answers = asyncio.run(asyncio.wait_for(all_at_once(), 120))
+        assert all(a.status >= 500 or a.problem for a in answers), answers
+        deadline = time.monotonic() + 60
+        while server.alive():
+            assert time.monotonic() < deadline
+    with Server(arguments, tmp_path / "two.txt") as server:
+        assert server.ask(COMPLETIONS, body | {"max_tokens": 6})["choices"][0]["text"] == want
+    assert sorted(p.name for p in tiny_chat.iterdir()) == before
+
+
+def test_a_minute_of_mixed_load_leaves_nothing_behind(tmp_path):
+    file = tmp_path / "soak.json"
+    script = Path(__file__).parents[2] / "scripts" / "soak.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--seconds", "60", "--json", str(file)],
+        capture_output=True, text=True, check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    figures = json.loads(file.read_text())
+    for name in ("requests", "aborted", "preempted", "memo_hits", "bad_requests", "checked_alone"):
+        assert figures[name] > 0, name
+    for name in (
+        "bad_requests_not_4xx", "leaked_blocks", "live_artifacts", "mismatches", "engine_deaths",
+    ):
+        assert figures[name] == 0, name

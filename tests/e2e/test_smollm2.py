@@ -110,18 +110,17 @@ from qm_vllm import QuickMergeConfig
 from tests.engines import engine
 from tests.integration.generate import greedy, run
 folder, ids = sys.argv[1], json.loads(sys.argv[2])
-from qm_vllm.cli.processor import best_dtype
-with engine(folder, QuickMergeConfig(ratio=0.33), dtype=best_dtype()) as llm:
+with engine(folder, QuickMergeConfig(ratio=0.33)) as llm:
     ((tokens, report),) = run(llm, [ids], greedy(8, details=True))
 print("RESULT" + json.dumps([report["details"]["kept_indices"], tokens]))
 """
 
 
-def test_two_processes_keep_identical_indices(smollm2, essay_ids):
+def test_two_processes_keep_identical_indices(tiny_chat, essay_ids):
     results = []
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(smollm2), json.dumps(essay_ids(1200))],
+            [sys.executable, "-c", SCRIPT, str(tiny_chat), json.dumps(essay_ids(1200))],
             capture_output=True, text=True, check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
