@@ -11,11 +11,13 @@ alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import platform
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 MUST_BE_ZERO = (
@@ -30,6 +32,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="load and checks together")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--model", help="folder, or 'embedded'; default: a small random one")
+    parser.add_argument("--address", help="of a server that runs already, in float32 and with "
+                        "VLLM_SERVER_DEV_MODE=1; --model then names its tokenizer's folder")
     parser.add_argument("--clients", type=int, default=16, help="requests in flight")
     parser.add_argument("--blocks", type=int, default=70, help="KV cache, blocks of 32 tokens")
     parser.add_argument("--seed", type=int, default=0)
@@ -52,7 +56,7 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 
     from qm_vllm.cli.document import demo_document
     from qm_vllm.cli.embedded import ensure_model
-    from qm_vllm.eval.serving.server import Server
+    from qm_vllm.eval.serving.server import RemoteServer, Server
     from qm_vllm.eval.serving.soak import Soak
     from qm_vllm.eval.serving.tiny_model import make_tiny_chat_model
     from qm_vllm.eval.serving.traffic import Traffic
@@ -65,7 +69,8 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         make_tiny_chat_model(embedded, model)
     vocabulary = len(AutoTokenizer.from_pretrained(model))
     traffic = Traffic(
-        "soaked", demo_document().text, longest=1200, vocabulary=vocabulary, seed=options.seed
+        served(options.address) if options.address else "soaked", demo_document().text,
+        longest=1200, vocabulary=vocabulary, seed=options.seed,
     )
     arguments = [
         str(model), "--served-model-name", "soaked", "--ratio", "0.4", "--dtype", "float32",
@@ -73,16 +78,26 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         "--num-gpu-blocks-override", str(options.blocks), "--encoder-chunk-tokens", "512",
     ]
     log = options.json.with_suffix(".log") if options.json else folder / "log.txt"
-    log.unlink(missing_ok=True)
+    if not options.address:
+        log.unlink(missing_ok=True)
     started = time.time()
-    with Server(arguments, log, development=True) as server:
-        run = Soak(server, traffic, options.seconds, options.clients, options.blocks, options.seed)
-        figures = run.run()
+    with (
+        contextlib.nullcontext(RemoteServer(options.address)) if options.address
+        else Server(arguments, log, development=True)
+    ) as server:
+        run = Soak(server, traffic, options.seconds, options.clients, options.seed)
+        figures = {**run.run(), "kv_blocks": server.num_blocks()}
     return {
         **figures, "seconds": options.seconds, "model": options.model or "small random decoder",
-        "clients": options.clients, "kv_blocks": options.blocks, "seed": options.seed,
+        "clients": options.clients, "seed": options.seed,
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)), "machine": platform.machine(),
     }
+
+
+def served(address: str) -> str:
+    """The name of the model that a running server has."""
+    with urllib.request.urlopen(address.rstrip("/") + "/v1/models", timeout=30) as answer:
+        return str(json.load(answer)["data"][0]["id"])
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,61 @@ class ServerEnded(RuntimeError):
     """The server's process is gone; the message holds the end of its log."""
 
 
-class Server:
+class RemoteServer:
+    """A server somewhere, seen over HTTP."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+
+    def alive(self) -> bool:
+        """Whether it answers and its engine lives."""
+        try:
+            with urllib.request.urlopen(self.address + "/health", timeout=10) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def num_blocks(self) -> int:
+        """Blocks of its KV cache, as vLLM reports them (0: it does not)."""
+        found = re.search(r'cache_config_info\{.*num_gpu_blocks="(\d+)"', self._scrape())
+        return int(found[1]) if found else 0
+
+    def _scrape(self) -> str:
+        with urllib.request.urlopen(self.address + "/metrics", timeout=60) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    def metrics(self) -> Counter[str]:
+        """Prometheus metrics by name, summed over their labels."""
+        found: Counter[str] = Counter()
+        for line in self._scrape().splitlines():
+            if not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                found[name.partition("{")[0]] += float(value)  # type: ignore[assignment]
+        return found
+
+    def reset_caches(self) -> None:
+        """Forget cached blocks and remembered compressions (needs ``development``)."""
+        request = urllib.request.Request(
+            self.address + "/reset_prefix_cache?reset_external=true", method="POST"
+        )
+        urllib.request.urlopen(request, timeout=60).close()
+
+    def ask(self, path: str, body: dict[str, object]) -> dict[str, object]:
+        """One request and its answer, one after the other."""
+        request = urllib.request.Request(
+            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            content: dict[str, object] = json.load(answer)
+        return content
+
+    def memory_mib(self) -> float:
+        """Not to be seen from outside: 0."""
+        return 0.0
+
+
+class Server(RemoteServer):
     """A server that lives as long as the ``with`` block.
 
     Args:
@@ -39,7 +94,8 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self.address, self.log = f"http://127.0.0.1:{port}", log
+        super().__init__(f"http://127.0.0.1:{port}")
+        self.log = log
         command = [sys.executable, "-m", "qm_vllm.cli.main", "serve", *arguments]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
         if development:
@@ -87,41 +143,8 @@ class Server:
         return self.log.read_text(errors="replace")[-characters:]
 
     def alive(self) -> bool:
-        """Whether it answers and its engine lives."""
-        if self.process.poll() is not None:
-            return False
-        try:
-            with urllib.request.urlopen(self.address + "/health", timeout=10) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    def metrics(self) -> Counter[str]:
-        """Prometheus metrics by name, summed over their labels."""
-        with urllib.request.urlopen(self.address + "/metrics", timeout=60) as answer:
-            lines = answer.read().decode().splitlines()
-        found: Counter[str] = Counter()
-        for line in lines:
-            if not line.startswith("#"):
-                name, _, value = line.rpartition(" ")
-                found[name.partition("{")[0]] += float(value)  # type: ignore[assignment]
-        return found
-
-    def reset_caches(self) -> None:
-        """Forget cached blocks and remembered compressions (needs ``development``)."""
-        request = urllib.request.Request(
-            self.address + "/reset_prefix_cache?reset_external=true", method="POST"
-        )
-        urllib.request.urlopen(request, timeout=60).close()
-
-    def ask(self, path: str, body: dict[str, object]) -> dict[str, object]:
-        """One request and its answer, one after the other."""
-        request = urllib.request.Request(
-            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            content: dict[str, object] = json.load(answer)
-        return content
+        """Whether its process lives and it answers."""
+        return self.process.poll() is None and super().alive()
 
     def processes(self) -> dict[int, str]:
         """Id and name of the server and its children (Linux)."""

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 
 from qm_vllm.eval.serving.client import Answer, send
-from qm_vllm.eval.serving.server import Server
+from qm_vllm.eval.serving.server import RemoteServer
 from qm_vllm.eval.serving.traffic import COMPLETIONS, Ask, Traffic
 
 LOAD_SHARE = 0.6
@@ -20,18 +20,16 @@ LOAD_SHARE = 0.6
 
 @dataclass
 class Soak:
-    """One run against a server; :meth:`run` gives the figures.
+    """One run against a server that was started for it; :meth:`run` gives the figures.
 
     Args:
         seconds: of load and of checking together. clients: requests in flight.
-        num_blocks: of the server's KV cache.
     """
 
-    server: Server
+    server: RemoteServer
     traffic: Traffic
     seconds: float
     clients: int
-    num_blocks: int
     seed: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(
         ("requests", "aborted", "bad_requests", "bad_requests_not_4xx", "failed",
@@ -39,21 +37,24 @@ class Soak:
     ))
     answers: dict[str, tuple[Ask, set[tuple[str, ...]]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    differences: list[dict[str, Any]] = field(default_factory=list)
 
     def run(self) -> dict[str, Any]:
-        """All figures; the process must be ours alone, or memory and counts say little."""
-        memory = self.server.memory_mib()
+        """All figures. Nobody else may use the server meanwhile."""
+        memory, before = self.server.memory_mib(), self.server.metrics()
         asyncio.run(self._load())
         leaks = self._leaks()
         checked, mismatches = asyncio.run(self._alone())
         metrics = self.server.metrics()
+        metrics.subtract(before)
         self.counts["engine_deaths"] += not self.server.alive()
         return {
             **self.counts,
             "preempted": int(metrics["vllm:num_preemptions_total"]),
             "memo_hits": int(metrics["qm_vllm:memo_hits_total"]),
             "jobs": int(metrics["qm_vllm:jobs_total"]),
-            "compressed": int(metrics["qm_vllm:kept_tokens_total"] > 0),
+            "source_tokens": int(metrics["qm_vllm:source_tokens_total"]),
+            "kept_tokens": int(metrics["qm_vllm:kept_tokens_total"]),
             "jobs_failed": int(metrics["qm_vllm:jobs_failed_total"]),
             **leaks,
             "checked_alone": checked,
@@ -61,6 +62,7 @@ class Soak:
             "memory_mib_before": round(memory),
             "memory_mib_after": round(self.server.memory_mib()),
             "problems": self.problems[:20],
+            "differences": self.differences[:10],
         }
 
     async def _load(self) -> None:
@@ -113,7 +115,7 @@ class Soak:
                 break
             time.sleep(0.2)
         return {
-            "leaked_blocks": round(metrics["vllm:kv_cache_usage_perc"] * self.num_blocks),
+            "leaked_blocks": round(metrics["vllm:kv_cache_usage_perc"] * self.server.num_blocks()),
             "live_artifacts": int(max(
                 metrics["qm_vllm:worker_jobs"], metrics["qm_vllm:jobs_live"],
             ) + metrics["qm_vllm:jobs_waiting"]),
@@ -126,13 +128,16 @@ class Soak:
         random.Random(self.seed).shuffle(asked)
         checked = mismatches = 0
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None)) as session:
-            for key, (ask, seen) in asked:
+            for _, (ask, seen) in asked:
                 if time.monotonic() > deadline:
                     break
-                alone = Ask(ask.path, ask.body | {"cache_salt": key[-40:] + str(checked)})
+                alone = Ask(ask.path, ask.body | {"cache_salt": f"alone {checked}"})
                 got = await send(session, self.server.address, alone)
                 checked += 1
                 if seen != {got.texts}:
                     mismatches += 1
-                    self.problems.append(f"differs from the same alone: {key[-300:]}")
+                    self.differences.append({
+                        "path": ask.path, "body": ask.body, "under_load": sorted(seen),
+                        "alone": got.texts, "alone_problem": got.problem,
+                    })
         return checked, mismatches

@@ -138,6 +138,12 @@ class QuickMergePromMetrics(KVConnectorPromMetrics):
             for name, text in GAUGES.items()
         }
 
+        for labels in self.per_engine_labelvalues.values():  # shown as 0 before the first event
+            for counter in self.counters.values():
+                counter.labels(*labels)
+            for gauge in self.gauges.values():
+                gauge.labels(*labels)
+
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         labels = self.per_engine_labelvalues[engine_idx]
         data = transfer_stats_data

@@ -16,8 +16,8 @@ def test_a_demo_that_was_not_compressed_is_an_error(tiny_chat, tmp_path):
     text, figures = tmp_path / "short.txt", tmp_path / "demo.json"
     text.write_text("Water boils at 100 degrees.")
     done = qm_vllm(
-        "demo", "--eager", "--model", str(tiny_chat), "--text", str(text), "--question", "When does water boil?",
-        "--json", str(figures),
+        "demo", "--eager", "--model", str(tiny_chat), "--text", str(text),
+        "--question", "When does water boil?", "--json", str(figures),
     )
     assert done.returncode == 1
     assert "was not compressed" in " ".join(done.stderr.split())

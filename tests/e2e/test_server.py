@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -23,18 +24,19 @@ from qm_vllm.eval.serving.traffic import CHAT, COMPLETIONS, Ask
 pytestmark = pytest.mark.e2e
 FLAGS = (
     "--ratio", "0.4", "--served-model-name", "smol", "--block-size", "32", "--max-model-len",
-    "6000", "--enforce-eager", "--dtype", "float32",
+    "2048", "--enforce-eager", "--dtype", "float32", "--num-gpu-blocks-override", "70",
+    "--encoder-chunk-tokens", "512",
 )
 
 
 @pytest.fixture(scope="module")
 def server(tiny_chat, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    with Server([str(tiny_chat), *FLAGS], log) as running:
+    with Server([str(tiny_chat), *FLAGS], log, development=True) as running:
         yield running
 
 
-def document(words: int = 1200) -> str:
+def document(words: int = 1000) -> str:
     return " ".join(demo_document().text.split()[:words])
 
 
@@ -128,13 +130,12 @@ def test_system_and_last_user_turns_of_a_chat_stay_whole(server):
     assert turns[0][1] == 0
     for _, start, stop in turns:
         assert set(range(start, stop)) <= indices
-    (turn,), indices = kept(keep_roles="assistant")
+    (turn, _), indices = kept(keep_roles="assistant")  # the second is the answer's empty head
     assert turn[0] == "assistant"
     assert set(range(turn[1], turn[2])) <= indices
     turns, indices = kept(keep_roles="none")
     assert turns == []
     del messages[1:3]
-    assert [role for role, _, _ in kept()[0]] == ["system", "user"]
     messages[-1]["content"] += document(900)  # the document is in the last turn
     assert [role for role, _, _ in kept()[0]] == ["system"]
 
@@ -171,44 +172,17 @@ def test_metrics_stand_beside_vllms_own(server):
     assert seen["qm_vllm:jobs_total"] >= 1
     assert seen["vllm:num_requests_running"] == 0
     board = Path(__file__).parents[2] / "docs" / "grafana.json"
-    for name in board.read_text().split("qm_vllm:")[1:]:
-        metric = "qm_vllm:" + name.split("{")[0].split("[")[0].split(")")[0].strip('" \\')
-        assert metric in seen, metric
+    shown = set(re.findall(r"qm_vllm:\w+", board.read_text()))
+    assert len(shown) > 10
+    assert shown <= seen.keys()
 
 
-def test_a_killed_engine_is_an_error_for_clients_and_a_restart_serves(tiny_chat, tmp_path):
-    body = {"model": "smol", "temperature": 0, "prompt": document(900)}
-    arguments = [str(tiny_chat), *FLAGS]
-    before = sorted(p.name for p in tiny_chat.iterdir())
-    with Server(arguments, tmp_path / "one.txt") as server:
-        want = server.ask(COMPLETIONS, body | {"max_tokens": 6})["choices"][0]["text"]
-        long = [
-            Ask(COMPLETIONS, body | {"max_tokens": 4000, "ignore_eos": True, "stream": stream,
-                                     "prompt": f"{i} {document(900)}"})
-            for i, stream in enumerate((True, False, True, False))
-        ]
-
-        async def all_at_once():
-            async with aiohttp.ClientSession() as session:
-                return await asyncio.gather(*(send(session, server.address, a) for a in long))
-
-        killer = threading.Timer(4, server.kill_engine)
-        killer.start()
-        answers = asyncio.run(asyncio.wait_for(all_at_once(), 120))
-        assert all(a.status >= 500 or a.problem for a in answers), answers
-        deadline = time.monotonic() + 60
-        while server.alive():
-            assert time.monotonic() < deadline
-    with Server(arguments, tmp_path / "two.txt") as server:
-        assert server.ask(COMPLETIONS, body | {"max_tokens": 6})["choices"][0]["text"] == want
-    assert sorted(p.name for p in tiny_chat.iterdir()) == before
-
-
-def test_a_minute_of_mixed_load_leaves_nothing_behind(tmp_path):
+def test_a_minute_of_mixed_load_leaves_nothing_behind(server, tiny_chat, tmp_path):
     file = tmp_path / "soak.json"
     script = Path(__file__).parents[2] / "scripts" / "soak.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--seconds", "60", "--json", str(file)],
+        [sys.executable, str(script), "--seconds", "60", "--json", str(file),
+         "--address", server.address, "--model", str(tiny_chat)],
         capture_output=True, text=True, check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
@@ -219,3 +193,36 @@ def test_a_minute_of_mixed_load_leaves_nothing_behind(tmp_path):
         "bad_requests_not_4xx", "leaked_blocks", "live_artifacts", "mismatches", "engine_deaths",
     ):
         assert figures[name] == 0, name
+
+
+def test_a_killed_engine_is_an_error_for_clients_and_a_restart_serves(
+    server, tiny_chat, tmp_path
+):
+    """The last test: the server is dead after it."""
+    body = {"model": "smol", "temperature": 0, "prompt": document(900)}
+    before = sorted(p.name for p in tiny_chat.iterdir())
+    want = server.ask(COMPLETIONS, body | {"max_tokens": 6})["choices"][0]["text"]
+    long = [
+        Ask(COMPLETIONS, body | {"max_tokens": 900, "ignore_eos": True, "stream": stream,
+                                 "prompt": f"{i} {document(400)}"})
+        for i, stream in enumerate((True, False, True, False))
+    ]
+
+    async def all_at_once():
+        async with aiohttp.ClientSession() as session:
+            return await asyncio.gather(*(send(session, server.address, a) for a in long))
+
+    def kill_when_running():
+        while server.metrics()["vllm:num_requests_running"] < 2:
+            time.sleep(0.05)
+        server.kill_engine()
+
+    threading.Thread(target=kill_when_running).start()
+    answers = asyncio.run(asyncio.wait_for(all_at_once(), 120))
+    assert all(a.status >= 500 or a.problem for a in answers), answers
+    deadline = time.monotonic() + 60
+    while server.alive():
+        assert time.monotonic() < deadline
+    with Server([str(tiny_chat), *FLAGS], tmp_path / "log.txt") as again:
+        assert again.ask(COMPLETIONS, body | {"max_tokens": 6})["choices"][0]["text"] == want
+    assert sorted(p.name for p in tiny_chat.iterdir()) == before
