@@ -131,7 +131,7 @@ def main() -> None:
         "enforce_eager": args.enforce_eager, "max_num_seqs": 8,
     }
     plugin = {
-        "ratio": args.ratio, "encoder_layers": args.encoder_layers,
+        "ratio": args.ratio, "min_tokens": 2, "encoder_layers": args.encoder_layers,
         "encoder_chunk_tokens": args.encoder_chunk_tokens,
     }
     plain, ours = Engine(options, None), Engine(options, plugin)
