@@ -60,6 +60,12 @@ def serve(
     encoder_chunk_tokens: Annotated[
         int | None, typer.Option(help="Encoder work between two steps of the engine, in tokens.")
     ] = None,
+    max_source_tokens: Annotated[
+        int | None, typer.Option(help="Prompt tokens in the encoder at once; bounds its memory.")
+    ] = None,
+    keep_roles: Annotated[
+        str | None, typer.Option(help="Turns of a chat that stay whole: auto, none, or names.")
+    ] = None,
     off: Annotated[
         bool, typer.Option("--off", help="Compress only requests that ask: qm_enabled=true.")
     ] = False,
@@ -83,6 +89,8 @@ def serve(
             encoder_layers=encoder_layers,
             calibration=calibration,
             encoder_chunk_tokens=encoder_chunk_tokens,
+            max_source_tokens=max_source_tokens,
+            keep_roles=keep_roles,
             enabled=False if off else None,
         )
         if vllm_help:
