@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+BLOCK = 32
+STRIDE = 97
+"""Tokens between the starts of two prompts in the essay."""
+
+
+def common_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every script that measures time."""
+    parser.add_argument("--model", help="default: the embedded SmolLM2-135M-Instruct")
+    parser.add_argument("--ratio", type=float, default=0.4)
+    parser.add_argument("--dtype", help="default: bfloat16 where it is fast, else float32")
+    parser.add_argument(
+        "--enforce-eager", action="store_true", help="without compilation, which is vLLM's default"
+    )
+    parser.add_argument("--json", type=Path)
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """Defaults that take a look at the machine."""
+    from qm_vllm.cli.processor import best_dtype
+
+    facts()  # of the code that runs, whatever is committed meanwhile
+    args.model, args.dtype = embedded(args.model), args.dtype or best_dtype()
 
 
 def embedded(model: str | None) -> str:
@@ -26,6 +52,11 @@ def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(work, arguments)
 
 
+def has_tokenizer(model: str) -> bool:
+    """False for a folder of random weights; a name on a hub counts as having one."""
+    return not Path(model).is_dir() or (Path(model) / "tokenizer_config.json").is_file()
+
+
 def start(model: str, plugin: dict[str, Any] | None, **options: Any) -> Any:
     """An in-process ``vllm.LLM`` with blocks of 32 tokens; None: without the plug-in."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -35,47 +66,86 @@ def start(model: str, plugin: dict[str, Any] | None, **options: Any) -> Any:
 
     extra = engine_args(QuickMergeConfig(**plugin)) if plugin is not None else {}
     settings = {
-        "block_size": 32, "enforce_eager": True, "disable_log_stats": True,
-        "kv_cache_memory_bytes": 2 << 30, "enable_prefix_caching": False,
+        "block_size": BLOCK, "disable_log_stats": True, "kv_cache_memory_bytes": 2 << 30,
+        "enable_prefix_caching": False, "skip_tokenizer_init": not has_tokenizer(model),
     }
     return LLM(model, **{**settings, **options, **extra})
 
 
-def essay_ids(model: str, length: int, skip: int = 0) -> list[int]:
-    """Tokens of real prose, repeated as often as needed, from the given token on."""
+def prompt_ids(model: str, length: int, number: int = 0) -> list[int]:
+    """Prompt ``number``: prose, repeated as often as needed, from a start of its own.
+
+    Random tokens for a model without a tokenizer. Reads the tokenizer on the first call: make
+    prompts before the clock starts.
+    """
+    if not has_tokenizer(model):
+        config = json.loads((Path(model) / "config.json").read_text())
+        pick = random.Random(number)
+        return [pick.randrange(3, config["vocab_size"]) for _ in range(length)]
+    ids = _essay(model)
+    skip = STRIDE * number % len(ids)
+    return (ids * (2 + length // len(ids)))[skip : skip + length]
+
+
+@functools.cache
+def _essay(model: str) -> list[int]:
     from transformers import AutoTokenizer
 
     from qm_vllm.cli.document import demo_document
 
-    ids = AutoTokenizer.from_pretrained(model).encode(demo_document().text)
-    skip %= len(ids)
-    return (ids * (2 + (skip + length) // len(ids)))[skip : skip + length]
+    return list(AutoTokenizer.from_pretrained(model).encode(demo_document().text))
 
 
+def report_of(output: Any) -> dict[str, Any]:
+    """What the plug-in says about a finished request; empty without the plug-in."""
+    return (output.kv_transfer_params or {}).get("quickmerge") or {}
+
+
+def demand_compressed(output: Any) -> None:
+    """End the benchmark if the request was not compressed: its figures would be plain vLLM's.
+
+    Raises:
+        RuntimeError: it was not.
+    """
+    said = report_of(output)
+    if said.get("status") != "compressed":
+        raise RuntimeError(f"request {output.request_id} was not compressed: {said}")
+
+
+@functools.cache
 def facts() -> dict[str, str | int | None]:
-    """Machine, date, commit and command line."""
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-         if line.startswith("model name")), "unknown",
-    )
+    """Machine, date, commit and command line of the first call; of paths only the last part."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    cpu = next((x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "unknown")
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parent,
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"], capture_output=True,
+        text=True, check=False, cwd=Path(__file__).parent,
     ).stdout.strip()
+    words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
     return {
         "cpu": cpu, "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"),
-        "commit": commit, "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": commit, "command": " ".join([Path(sys.argv[0]).name, *words]),
     }
 
 
-def report(rows: list[dict[str, Any]], file: Path | None, **more: Any) -> None:
-    """Print the rows as a Markdown table and write them with the facts as JSON."""
+def table(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a Markdown table."""
     names = list(rows[0])
     print(f"| {' | '.join(names)} |\n|{'---|' * len(names)}")
     for row in rows:
         cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in row.values())
         print(f"| {' | '.join(cells)} |")
+
+
+def write(file: Path | None, **content: Any) -> None:
+    """Write the facts and the content as JSON, if there is a file to write."""
     if file:
-        content = {**facts(), **more, "rows": rows}
-        file.write_text(json.dumps(content, indent=1) + "\n")
+        file.write_text(json.dumps({**facts(), **content}, indent=1) + "\n")
         print(f"written: {file}", file=sys.stderr)
+
+
+def report(rows: list[dict[str, Any]], file: Path | None, **more: Any) -> None:
+    """Print the rows and write them with the facts."""
+    table(rows)
+    write(file, **more, rows=rows)

@@ -100,7 +100,8 @@ class SchedulerSide:
         block_size = self.facts.block_size if config.delivery == "inject" else None
         digest = hashlib.sha256(array("q", ids).tobytes())
         layers = (plan.encoder_layers, *plan.score_layers, block_size)
-        for part in (config.fingerprint(), self.facts.model_key, repr(layers)):
+        salt = repr(request.cache_salt)
+        for part in (config.fingerprint(), self.facts.model_key, repr(layers), salt):
             digest.update(part.encode())
         turns = kept_turns(config, self.facts.chat.find(ids), len(ids))
         special = self.facts.special_ids if config.protect_special else frozenset()

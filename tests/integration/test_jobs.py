@@ -124,3 +124,27 @@ def test_ranges_of_a_request_must_lie_in_its_prompt(llm):
 def test_roles_without_a_chat_template_are_an_error_that_says_so(llm):
     ((_, report),) = run(llm, [random_prompt(500, 8)], greedy(4, keep_roles="system"))
     assert "keep_roles cannot work here: the model has no chat template" in report["reason"]
+
+
+def test_blocks_are_shared_by_equal_prompt_options_and_salt_alone(llm):
+    """Hashes of every block, for one prompt under each thing that must separate it."""
+    ids = random_prompt(640, 9)
+    asked = {
+        "one": ({}, None), "again": ({}, None), "salt a": ({}, "a"), "salt b": ({}, "b"),
+        "other ratio": ({"ratio": 0.5}, None), "other score": ({"saliency": "norm"}, None),
+        "other depth": ({"encoder_layers": 3}, None), "plain": ({"enabled": False}, None),
+        "plain, salt a": ({"enabled": False}, "a"),
+    }
+    for name, (options, salt) in asked.items():
+        prompt = {"prompt_token_ids": ids} | ({"cache_salt": salt} if salt else {})
+        llm.llm_engine.add_request(name, prompt, greedy(40, **options))
+    scheduler, hashes = scheduler_of(llm), {}
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+        for request in scheduler.running:
+            name = request.request_id.rpartition("-")[0] or request.request_id
+            hashes[name] = set(request.block_hashes)
+    assert hashes.keys() == asked.keys()
+    assert hashes["one"] == hashes["again"]
+    different = [hashes[name] for name in asked if name != "again"]
+    assert sum(map(len, different)) == len(set.union(*different))

@@ -1,0 +1,179 @@
+"""Plain vLLM against compressed prompts: one request at a time, and more than the cache holds.
+
+    python benchmarks/throughput.py --lengths 128,512,2048 --runs 3 --json throughput.json
+
+Low load: two engines, each in a process of its own, get the same prompt one after the other; who
+is first alternates from run to run. A pause before each request lets the other process's
+threads go to sleep. The first run of each length warms up and does not count. Every run has a
+prompt of its own and prefix caching is off, so neither a cache nor the plug-in's memo helps.
+Break-even is the length from which the median TTFT is never above plain vLLM's.
+
+Saturation: see ``saturation.py``. Engines take turns there, a new process for each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from saturation import compare, saturation_options
+from setting import common_options, fill_in, prompt_ids, report_of, start, table, write
+
+PAUSE = 0.3
+OUTPUT = 16
+
+
+def serve(pipe: Any, model: str, plugin: dict[str, Any] | None, options: dict[str, Any]) -> None:
+    """Child process: one engine; for every prompt the times and what the plug-in did."""
+    llm = start(model, plugin, **options)
+    from vllm import SamplingParams
+
+    engine = llm.llm_engine
+    params = SamplingParams(max_tokens=OUTPUT, temperature=0, ignore_eos=True, detokenize=False)
+    pipe.send("ready")
+    for number in itertools.count():
+        if (ids := pipe.recv()) is None:
+            return
+        begin = time.perf_counter()
+        engine.add_request(str(number), {"prompt_token_ids": ids}, params)
+        ttft, said = 0.0, {}
+        while engine.has_unfinished_requests():
+            for out in engine.step():
+                if out.outputs[0].token_ids:
+                    ttft = ttft or time.perf_counter() - begin
+                said = report_of(out) if out.finished else said
+        total = time.perf_counter() - begin
+        pipe.send({
+            "ttft_s": ttft, "total_s": total, "status": said.get("status", "plain"),
+            "kept": said.get("kept_tokens", len(ids)),
+        })
+
+
+class Engine:
+    """Handle of a child process."""
+
+    def __init__(self, *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, child = context.Pipe()
+        self.process = context.Process(target=serve, args=(child, *arguments), daemon=True)
+        self.process.start()
+        child.close()
+        self.pipe.recv()
+
+    def ask(self, ids: list[int]) -> dict[str, Any]:
+        time.sleep(PAUSE)
+        self.pipe.send(ids)
+        answer: dict[str, Any] = self.pipe.recv()
+        return answer
+
+    def stop(self) -> None:
+        self.pipe.send(None)
+        self.process.join(30)
+
+
+def low_load(args: argparse.Namespace, lengths: list[int]) -> list[dict[str, Any]]:
+    """Every counted run: its length, who was first, and both answers."""
+    options = {
+        "dtype": args.dtype, "max_model_len": max(lengths) + OUTPUT, "max_num_seqs": 4,
+        "max_num_batched_tokens": args.chunk, "enforce_eager": args.enforce_eager,
+    }
+    ours = {"ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk}
+    plugins = {"plain": None, "quickmerge": ours}
+    engines = {name: Engine(args.model, plugin, options) for name, plugin in plugins.items()}
+    numbers, runs = itertools.count(), []
+    for length, run in itertools.product(lengths, range(args.runs + 1)):
+        ids = prompt_ids(args.model, length, next(numbers))
+        order = list(engines)[:: 1 if run % 2 else -1]
+        answers = {name: engines[name].ask(ids) for name in order}
+        if run:
+            runs.append({"n": length, "first": order[0], **answers})
+    for engine in engines.values():
+        engine.stop()
+    return runs
+
+
+def low_load_row(length: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of one length."""
+
+    def middle(name: str, key: str) -> float:
+        return statistics.median(run[name][key] for run in runs)
+
+    plain, ours = middle("plain", "ttft_s"), middle("quickmerge", "ttft_s")
+    faster = sum(run["quickmerge"]["ttft_s"] <= run["plain"]["ttft_s"] for run in runs)
+    return {
+        "N": length, "kept": runs[0]["quickmerge"]["kept"],
+        "status": ", ".join(sorted({run["quickmerge"]["status"] for run in runs})),
+        "plain TTFT s": plain, "quickmerge TTFT s": ours, "plain / quickmerge": plain / ours,
+        "runs not slower": f"{faster} of {len(runs)}",
+        "plain total s": middle("plain", "total_s"),
+        "quickmerge total s": middle("quickmerge", "total_s"),
+    }
+
+
+def break_even(lengths: list[int], plain: list[float], ours: list[float]) -> float | None:
+    """Length from which ours is never slower; between two lengths, the logarithms' straight line.
+
+    Args:
+        lengths: ascending, tokens.
+        plain, ours: TTFT at each length, s.
+
+    Returns:
+        Tokens; the smallest length if ours is slower at none, None if it is at the largest.
+    """
+    behind = [math.log(b / a) for a, b in zip(plain, ours, strict=True)]
+    last = max((i for i, value in enumerate(behind) if value > 0), default=None)
+    if last is None:
+        return float(lengths[0])
+    if last == len(lengths) - 1:
+        return None
+    share = behind[last] / (behind[last] - behind[last + 1])
+    return math.exp(
+        (1 - share) * math.log(lengths[last]) + share * math.log(lengths[last + 1])
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", default="128,256,512,1024,2048,4096", help="at low load")
+    parser.add_argument("--runs", type=int, default=3, help="of each length, and at saturation")
+    parser.add_argument("--only", choices=("low", "saturation"), help="one of the two parts")
+    saturation_options(parser)
+    common_options(parser)
+    args = parser.parse_args()
+    fill_in(args)
+    lengths = sorted(int(n) for n in args.lengths.split(","))
+    content: dict[str, Any] = {
+        "model": Path(args.model).name, "dtype": args.dtype, "eager": args.enforce_eager,
+        "ratio": args.ratio, "chunk": args.chunk,
+    }
+    if args.only != "saturation":
+        runs = low_load(args, lengths)
+        rows = [low_load_row(n, [run for run in runs if run["n"] == n]) for n in lengths]
+        even = break_even(
+            lengths, [row["plain TTFT s"] for row in rows],
+            [row["quickmerge TTFT s"] for row in rows],
+        )
+        table(rows)
+        if even is None:
+            said = f"above {lengths[-1]} tokens, the longest prompt here"
+        elif even <= lengths[0]:
+            said = f"at or below {lengths[0]} tokens, the shortest prompt here"
+        else:
+            said = f"{even:.0f} tokens"
+        print(f"\nbreak-even of the time to first token: {said}\n")
+        content |= {"low_load": rows, "break_even_tokens": even, "break_even": said, "runs": runs}
+    if args.only != "low":
+        rows, taken = compare(args)
+        table(rows)
+        content |= {"saturation": rows, "saturation_seconds": taken}
+    write(args.json, **content)
+
+
+if __name__ == "__main__":
+    main()
