@@ -32,5 +32,8 @@ folders=()
 for folder in tests/unit tests/integration tests/e2e; do
   [ -d "$folder" ] && folders+=("$folder")
 done
-echo "test: pytest ${folders[*]}"
-exec "$python" -m pytest "${folders[@]}"
+# Two workers of one thread each: most of the time goes into starting engines, which takes one.
+workers="${QM_VLLM_TEST_WORKERS:-2}"
+export OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
+echo "test: pytest ${folders[*]}, $workers workers"
+exec "$python" -m pytest -n "$workers" --dist loadfile "${folders[@]}"
