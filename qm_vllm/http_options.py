@@ -80,8 +80,9 @@ class RefuseBadOptions:
             return None
         found = self.base.override(_options(content)).protect_ranges
         prompts = content.get("prompt")
-        several = isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list))
-        for prompt in prompts if several else [prompts]:
+        if not (isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list))):
+            prompts = [prompts]
+        for prompt in prompts:
             if isinstance(prompt, list):
                 length: int | None = len(prompt)
             else:

@@ -97,7 +97,7 @@ class Traffic:
         pick = self.random
         far = [[10_000_000, 10_000_001]]
         many = [[i, i + 1] for i in range(100_000)]
-        given = pick.choice([
+        given: dict[str, Any] = pick.choice([
             {"ratio": 0}, {"ratio": 1e300}, {"ratio": -0.5}, {"ratio": "half"}, {"alpha": 2},
             {"max_kept": 3}, {"max_kept": -7}, {"max_error": -1}, {"saliency": "magic"},
             {"colour": "red"}, {"preset": "best"}, {"keep_roles": "bystander"},

@@ -70,7 +70,8 @@ class JobBoard:
 
     def take_new(self) -> list[JobSpec]:
         """Jobs to send to the worker now."""
-        live, specs = self.live(), []
+        live = self.live()
+        specs: list[JobSpec] = []
         running = [e.spec for e in self.entries.values() if e.sent and not e.done]
         tokens = sum(len(spec.token_ids) for spec in running)
         while self.queue and live < self.max_live:
