@@ -20,6 +20,8 @@ from typing import Any
 
 from setting import BLOCK, embedded, facts, in_child, prompt_ids, report, start
 
+from qm_vllm.eval.serving.tiny_model import make_tiny_model
+
 TOKENS = BLOCK - 1
 ENOUGH = 0.95
 
@@ -84,7 +86,7 @@ def main() -> int:
         "max_source_tokens": requests * args.length,
     }
     with tempfile.TemporaryDirectory() as folder:
-        model = tiny(Path(folder)) if args.model is None else args.model
+        model = args.model or str(make_tiny_model(Path(folder), 512))
         model = embedded(None) if model == "smollm2" else model
         name = "random llama of six layers" if args.model is None else Path(model).name
         plain = in_child(peak, model, args, blocks, None, requests)
@@ -104,18 +106,6 @@ def main() -> int:
     )
     print(f"\nfactor / (N / K) = {factor / ideal:.3f}")
     return int(factor < ENOUGH * ideal)
-
-
-def tiny(folder: Path) -> str:
-    """A random decoder of six narrow layers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=6,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return str(folder)
 
 
 if __name__ == "__main__":

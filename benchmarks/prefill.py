@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import statistics
@@ -20,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from setting import Child
 
 PHASES = ("encoder", "saliency", "merge", "upper")
 
@@ -42,27 +43,7 @@ def serve(pipe: Any, options: dict[str, Any], plugin: dict[str, Any] | None) -> 
         pipe.send((seconds, (out.kv_transfer_params or {}).get("quickmerge")))
 
 
-class Engine:
-    """Handle of a child process."""
-
-    def __init__(self, options: dict[str, Any], plugin: dict[str, Any] | None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, child = context.Pipe()
-        self.process = context.Process(target=serve, args=(child, options, plugin), daemon=True)
-        self.process.start()
-        if self.pipe.recv() != "ready":
-            raise RuntimeError("the engine did not start")
-
-    def ask(self, ids: list[int]) -> tuple[float, dict[str, Any] | None]:
-        self.pipe.send(ids)
-        return self.pipe.recv()  # type: ignore[no-any-return]
-
-    def stop(self) -> None:
-        self.pipe.send(None)
-        self.process.join(30)
-
-
-def measure(length: int, runs: int, plain: Engine, ours: Engine, vocab: int) -> dict[str, Any]:
+def measure(length: int, runs: int, plain: Child, ours: Child, vocab: int) -> dict[str, Any]:
     """One row: medians over interleaved runs."""
     chooser = random.Random(length)
     plain_s, ours_s, reports = [], [], []
@@ -134,7 +115,7 @@ def main() -> None:
         "ratio": args.ratio, "min_tokens": 2, "encoder_layers": args.encoder_layers,
         "encoder_chunk_tokens": args.encoder_chunk_tokens,
     }
-    plain, ours = Engine(options, None), Engine(options, plugin)
+    plain, ours = Child(serve, options, None), Child(serve, options, plugin)
     vocab = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
     rows = [measure(n, args.runs, plain, ours, vocab) for n in lengths]
     plain.stop()

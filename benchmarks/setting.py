@@ -46,6 +46,29 @@ def embedded(model: str | None) -> str:
     return model or str(ensure_model())
 
 
+class Child:
+    """A process that answers messages; ``work(pipe, *arguments)`` says "ready", None ends it."""
+
+    def __init__(self, work: Callable[..., None], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, end = context.Pipe()
+        self.process = context.Process(target=work, args=(end, *arguments), daemon=True)
+        self.process.start()
+        end.close()  # ours is closed: if the child dies, recv says so instead of waiting
+        if self.pipe.recv() != "ready":
+            raise RuntimeError("the engine did not start")
+
+    def ask(self, message: Any) -> Any:
+        """Its answer to one message."""
+        self.pipe.send(message)
+        return self.pipe.recv()
+
+    def stop(self) -> None:
+        """Let it end."""
+        self.pipe.send(None)
+        self.process.join(30)
+
+
 def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
     """Run ``work`` in a process of its own: an engine, and everything that it leaves behind."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:

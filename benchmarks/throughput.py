@@ -16,14 +16,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import multiprocessing
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 from saturation import compare, saturation_options
-from setting import common_options, fill_in, prompt_ids, report_of, start, table, write
+from setting import Child, common_options, fill_in, prompt_ids, report_of, start, table, write
 
 PAUSE = 0.3
 OUTPUT = 16
@@ -55,28 +54,6 @@ def serve(pipe: Any, model: str, plugin: dict[str, Any] | None, options: dict[st
         })
 
 
-class Engine:
-    """Handle of a child process."""
-
-    def __init__(self, *arguments: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, child = context.Pipe()
-        self.process = context.Process(target=serve, args=(child, *arguments), daemon=True)
-        self.process.start()
-        child.close()
-        self.pipe.recv()
-
-    def ask(self, ids: list[int]) -> dict[str, Any]:
-        time.sleep(PAUSE)
-        self.pipe.send(ids)
-        answer: dict[str, Any] = self.pipe.recv()
-        return answer
-
-    def stop(self) -> None:
-        self.pipe.send(None)
-        self.process.join(30)
-
-
 def low_load(args: argparse.Namespace, lengths: list[int]) -> list[dict[str, Any]]:
     """Every counted run: its length, who was first, and both answers."""
     options = {
@@ -85,12 +62,17 @@ def low_load(args: argparse.Namespace, lengths: list[int]) -> list[dict[str, Any
     }
     ours = {"ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk}
     plugins = {"plain": None, "quickmerge": ours}
-    engines = {name: Engine(args.model, plugin, options) for name, plugin in plugins.items()}
+    engines = {
+        name: Child(serve, args.model, plugin, options) for name, plugin in plugins.items()
+    }
     numbers, runs = itertools.count(), []
     for length, run in itertools.product(lengths, range(args.runs + 1)):
         ids = prompt_ids(args.model, length, next(numbers))
         order = list(engines)[:: 1 if run % 2 else -1]
-        answers = {name: engines[name].ask(ids) for name in order}
+        answers = {}
+        for name in order:
+            time.sleep(PAUSE)
+            answers[name] = engines[name].ask(ids)
         if run:
             runs.append({"n": length, "first": order[0], **answers})
     for engine in engines.values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from qm_vllm.config import ConfigError, QuickMergeConfig
@@ -51,9 +51,7 @@ class RefuseBadOptions:
         while messages[-1]["type"] == "http.request" and messages[-1].get("more_body"):
             messages.append(await receive())
         body = b"".join(message.get("body", b"") for message in messages)
-        problem = self.problem(body)
-        if problem is None and b"protect_ranges" in body:
-            problem = await self._outside(scope, body)
+        problem = await self._problem(scope, body)
         if problem is not None:
             await _refuse(send, problem)
             return
@@ -63,36 +61,33 @@ class RefuseBadOptions:
 
         await self.app(scope, again, send)
 
-    def problem(self, body: bytes) -> str | None:
+    async def _problem(self, scope: Any, body: bytes) -> str | None:
         """What is wrong with the options in a request's JSON body; None if nothing is."""
         if not any(mark in body for mark in MARKS):
             return None
+        content = _content(body)
         try:
-            self.base.override(_options(_content(body)))
+            given = _options(content)
+            config = self.base.override(given)
+            if "protect_ranges" in given:
+                async for length in self._lengths(scope, content):
+                    check_ranges(config.protect_ranges, length)
         except ConfigError as error:
             return str(error)
         return None
 
-    async def _outside(self, scope: Any, body: bytes) -> str | None:
-        """What is wrong with the ranges of a request whose options are fine by themselves."""
-        content = _content(body)
-        if "protect_ranges" not in _options(content):
-            return None
-        found = self.base.override(_options(content)).protect_ranges
+    async def _lengths(self, scope: Any, content: dict[str, Any]) -> AsyncIterator[int]:
+        """Tokens of each prompt or of the conversation, as far as the server says."""
         prompts = content.get("prompt")
         if not (isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list))):
             prompts = [prompts]
         for prompt in prompts:
             if isinstance(prompt, list):
-                length: int | None = len(prompt)
-            else:
-                length = await self._count(scope, content | {"prompt": prompt})
-            try:
-                if length is not None:
-                    check_ranges(found, length)
-            except ConfigError as error:
-                return str(error)
-        return None
+                yield len(prompt)
+                continue
+            length = await self._count(scope, content | {"prompt": prompt})
+            if length is not None:
+                yield length
 
     async def _count(self, scope: Any, content: dict[str, Any]) -> int | None:
         """Tokens of one prompt or conversation; None if the server does not say."""

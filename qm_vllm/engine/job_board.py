@@ -70,6 +70,8 @@ class JobBoard:
 
     def take_new(self) -> list[JobSpec]:
         """Jobs to send to the worker now."""
+        if not self.queue:
+            return []
         live = self.live()
         specs: list[JobSpec] = []
         running = [e.spec for e in self.entries.values() if e.sent and not e.done]

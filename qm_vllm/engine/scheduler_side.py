@@ -103,7 +103,8 @@ class SchedulerSide:
         salt = repr(request.cache_salt)
         for part in (config.fingerprint(), self.facts.model_key, repr(layers), salt):
             digest.update(part.encode())
-        turns = kept_turns(config, self.facts.chat.find(ids), len(ids))
+        chat = self.facts.chat.find(ids) if config.keep_roles else []
+        turns = kept_turns(config, chat, len(ids))
         special = self.facts.special_ids if config.protect_special else frozenset()
         return JobSpec(
             key=digest.hexdigest(),
@@ -129,14 +130,16 @@ class SchedulerSide:
             outcome = None if result.error else self.memo.put(result)
             for request_id in sorted(entry.users):
                 tracked = self.tracked[request_id]
+                served = tracked.plan_delivery == "prefill"
                 if outcome is None:
                     self._fail(tracked, result.error or "unknown error")
+                    served = True
                 elif tracked.pending:
                     self._resize(tracked, outcome)
                 elif tracked.outcome is not None and tracked.outcome.kept != outcome.kept:
                     self._fail(tracked, "the job kept other tokens the second time")
-                    entry.users.discard(request_id)
-                if outcome is None or tracked.plan_delivery == "prefill":
+                    served = True
+                if served:
                     entry.users.discard(request_id)
             if not entry.users:
                 self.board.drop(key)

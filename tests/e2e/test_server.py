@@ -17,15 +17,14 @@ import aiohttp
 import pytest
 
 from qm_vllm.cli.document import demo_document
+from qm_vllm.eval.serving import soak
 from qm_vllm.eval.serving.client import send
 from qm_vllm.eval.serving.server import Server
 from qm_vllm.eval.serving.traffic import CHAT, COMPLETIONS, Ask
 
 pytestmark = pytest.mark.e2e
 FLAGS = (
-    "--ratio", "0.4", "--served-model-name", "smol", "--block-size", "32", "--max-model-len",
-    "2048", "--enforce-eager", "--dtype", "float32", "--num-gpu-blocks-override", "70",
-    "--encoder-chunk-tokens", "512",
+    *soak.FLAGS, "--served-model-name", "smol", "--num-gpu-blocks-override", str(soak.NUM_BLOCKS),
 )
 
 

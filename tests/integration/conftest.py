@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines import make_tiny_model
+from tests.reference import Reference
 
 
 @pytest.fixture(scope="session")
@@ -19,5 +20,19 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory):
         if family not in made:
             made[family] = make_tiny_model(family, folder)
         return made[family]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def want(tiny_models):
+    """``want(ids, ratio)``: kept indices and greedy tokens by transformers; 1.0 is plain."""
+    reference = Reference(str(tiny_models("llama")))
+
+    def get(ids, ratio=1.0, block_size=32, max_tokens=12):
+        return reference.generate(
+            ids, ratio=ratio, block_size=block_size, max_tokens=max_tokens, E=4,
+            score_layers=(1, 2), special=frozenset({0, 1, 2}),
+        )
 
     return get

@@ -1,4 +1,4 @@
-"""Modes of a request and of an engine's life: what comes out equals plain vLLM.
+"""Modes of a request: what comes out equals plain vLLM.
 
 A plain engine answers first, on the whole prompt and on the ids that the transformers-only
 reference keeps. Then one engine with the plug-in answers the same. docs/compatibility.md.
@@ -10,7 +10,6 @@ import itertools
 import random
 import re
 import string
-from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,7 +17,7 @@ import pytest
 
 from qm_vllm import QuickMergeConfig, request_args
 from tests.engines import engine, make_tiny_model, scheduler_of
-from tests.integration.generate import greedy, run
+from tests.integration.left_empty import left_empty
 from tests.reference import Reference
 
 RATIO, LENGTH, STEPS = 0.4, 500, 16
@@ -137,23 +136,6 @@ def llm(plain):
         async_scheduling=True,
     ) as llm:
         yield llm
-
-
-@contextmanager
-def left_empty(llm):
-    """An engine whose caches are empty, in which nothing may be left afterwards."""
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
-
-    scheduler = scheduler_of(llm)
-    scheduler.reset_prefix_cache(reset_connector=True)
-    idle = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-    yield
-    run(llm, [letters(8, 0)], greedy(2))  # one more step delivers the last releases
-    side, worker = scheduler.connector.scheduler_side, get_kv_transfer_group().worker_side
-    for held in (side.tracked, side.board.entries, side.board.queue, worker.jobs):
-        assert not held
-    assert not scheduler.requests
-    assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == idle
 
 
 @pytest.fixture(autouse=True)

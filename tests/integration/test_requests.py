@@ -8,6 +8,7 @@ from qm_vllm import QuickMergeConfig
 from qm_vllm.engine.compression_job import CompressionJob
 from tests.engines import engine, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
+from tests.integration.left_empty import left_empty
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +20,8 @@ def llm(tiny_models):
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(llm):
-    scheduler_of(llm).reset_prefix_cache(reset_connector=True)
-    yield
-    run(llm, [random_prompt(8, 0)], greedy(2))  # one more step delivers the last releases
-    side = scheduler_of(llm).connector.scheduler_side
-    assert not side.tracked
-    assert not side.board.entries
-    assert not side.board.queue
-    assert not worker_side().jobs
+    with left_empty(llm):
+        yield
 
 
 def worker_side():
