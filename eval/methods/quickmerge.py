@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -104,13 +105,26 @@ def compress(name: str, request: Request) -> CompressedContext:
     return compress_with(options(name, request.k, visible=request.visible), request)
 
 
-def compress_with(chosen: dict[str, Any], request: Request) -> CompressedContext:
-    """Compress by request options, as :func:`options` makes them."""
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What stays of a prompt: states [K, D] at layer ``depth``, kept positions [K], and why."""
+
+    states: Tensor
+    kept: Tensor
+    depth: int
+    config: QuickMergeConfig
+    evidence: Evidence | None = None
+    scores: Tensor | None = None
+    protected: Tensor | None = None
+
+
+def choose(chosen: dict[str, Any], request: Request) -> Choice:
+    """Score, choose and merge by request options, as :func:`options` makes them."""
     config = calibrated(QuickMergeConfig().override(chosen), request.decoder.config)
     depth, _ = resolve_layers(config, request.decoder.num_layers)
     states = request.prefill.states[depth]
     if request.k >= request.tokens:
-        return deliver(request, states, torch.arange(request.tokens), config)
+        return Choice(states, torch.arange(request.tokens), depth, config)
     evidence = evidence_of(request, config)
     protected = protected_mask(config, None, request.tokens, frozenset())
     if config.protect_special:
@@ -118,7 +132,13 @@ def compress_with(chosen: dict[str, Any], request: Request) -> CompressedContext
     scores = score_evidence(evidence, config).cpu()
     kept = select(scores, request.k, protected)
     merged = finish(states, evidence, scores, kept, config)
-    return deliver(request, merged.states, kept, config)
+    return Choice(merged.states, kept, depth, config, evidence, scores, protected)
+
+
+def compress_with(chosen: dict[str, Any], request: Request) -> CompressedContext:
+    """Compress by request options, as :func:`options` makes them."""
+    choice = choose(chosen, request)
+    return deliver(request, choice.states, choice.kept, choice.config)
 
 
 def deliver(

