@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from setting import Child
+from setting import Child, machine_options
 
 PHASES = ("encoder", "saliency", "merge", "upper")
 
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument("--kv-gib", type=int, default=1, help="KV cache of each engine, GiB")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     lengths = [int(n) for n in args.lengths.split(",")]
@@ -108,8 +109,8 @@ def main() -> None:
     options = {
         "model": model, "dtype": args.dtype, "max_model_len": max(lengths) + 64,
         "max_num_batched_tokens": max(lengths) + 64, "block_size": 32,
-        "kv_cache_memory_bytes": 1 << 30, "enable_prefix_caching": False,
-        "enforce_eager": args.enforce_eager, "max_num_seqs": 8,
+        "kv_cache_memory_bytes": args.kv_gib << 30, "enable_prefix_caching": False,
+        "enforce_eager": args.enforce_eager, "max_num_seqs": 8, **machine_options(model),
     }
     plugin = {
         "ratio": args.ratio, "min_tokens": 2, "encoder_layers": args.encoder_layers,

@@ -90,9 +90,26 @@ def start(model: str, plugin: dict[str, Any] | None, **options: Any) -> Any:
     extra = engine_args(QuickMergeConfig(**plugin)) if plugin is not None else {}
     settings = {
         "block_size": BLOCK, "disable_log_stats": True, "kv_cache_memory_bytes": 2 << 30,
-        "enable_prefix_caching": False, "skip_tokenizer_init": not has_tokenizer(model),
+        "enable_prefix_caching": False, **machine_options(model),
     }
     return LLM(model, **{**settings, **options, **extra})
+
+
+def machine_options(model: str) -> dict[str, Any]:
+    """Engine options that follow from the model's folder and the device.
+
+    Without weights in the folder, vLLM makes some up: times are those of the shape. On CUDA two
+    engines share the device.
+    """
+    import torch
+
+    here = Path(model)
+    bare = here.is_dir() and not any(here.glob("*.safetensors"))
+    return {
+        "skip_tokenizer_init": not has_tokenizer(model),
+        **({"load_format": "dummy"} if bare else {}),
+        **({"gpu_memory_utilization": 0.45} if torch.cuda.is_available() else {}),
+    }
 
 
 def prompt_ids(model: str, length: int, number: int = 0) -> list[int]:
@@ -146,8 +163,11 @@ def facts() -> dict[str, str | int | None]:
         text=True, check=False, cwd=Path(__file__).parent,
     ).stdout.strip()
     words = [Path(word).name if os.path.isabs(word) else word for word in sys.argv[1:]]
+    import torch
+
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
-        "cpu": cpu, "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"),
+        **gpu, "cpu": cpu, "cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d"),
         "commit": commit, "command": " ".join([Path(sys.argv[0]).name, *words]),
     }
 

@@ -31,6 +31,8 @@ def engine(model: str | Path, config: Any = None, **overrides: Any) -> Iterator[
         "enforce_eager": True, "kv_cache_memory_bytes": 256 << 20, "seed": 0,
         "max_num_batched_tokens": 2048, "disable_log_stats": True,
     }
+    if _on_cuda():
+        options["gpu_memory_utilization"] = 0.08  # several workers of a test run share the device
     options.update(overrides)
     if config is not None:
         options.update(engine_args(config))
@@ -43,6 +45,12 @@ def engine(model: str | Path, config: Any = None, **overrides: Any) -> Iterator[
         del llm
         gc.collect()
         cleanup_dist_env_and_memory(shutdown_ray=False)
+
+
+def _on_cuda() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda())
 
 
 def scheduler_of(llm: Any) -> Any:
