@@ -15,12 +15,11 @@ import json
 import os
 import random
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from setting import Child, machine_options
+from setting import Child, facts, machine_options, write
 
 PHASES = ("encoder", "saliency", "merge", "upper")
 
@@ -100,6 +99,7 @@ def main() -> None:
     parser.add_argument("--kv-gib", type=int, default=1, help="KV cache of each engine, GiB")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    facts()
     lengths = [int(n) for n in args.lengths.split(",")]
     model = args.model
     if model is None:
@@ -118,13 +118,14 @@ def main() -> None:
     }
     plain, ours = Child(serve, options, None), Child(serve, options, plugin)
     vocab = json.loads((Path(model) / "config.json").read_text())["vocab_size"]
-    rows = [measure(n, args.runs, plain, ours, vocab) for n in lengths]
+    rows: list[dict[str, Any]] = []
+    for length in lengths:
+        rows.append(measure(length, args.runs, plain, ours, vocab))
+        write(args.json, model=Path(model).name, dtype=args.dtype, eager=args.enforce_eager,
+              ratio=args.ratio, rows=rows)
     plain.stop()
     ours.stop()
     print_table(rows)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
-        print(f"written: {args.json}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ PARTS = ("floor", "entropy", "v1", "v2", "prefill", "saturation")
 V2_TESTS = (
     "test_keep_all.py", "test_compressed.py", "test_jobs.py", "test_requests.py",
     "test_engine_life.py", "test_modes.py", "test_settings.py", "test_prior_served.py",
+    "test_cuda.py",
 )
 SHAPE_8B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256,

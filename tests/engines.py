@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # on CUDA: float32 products, not TF32
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -30,6 +31,7 @@ def engine(model: str | Path, config: Any = None, **overrides: Any) -> Iterator[
         "model": str(model), "dtype": "float32", "max_model_len": 4096, "block_size": 32,
         "enforce_eager": True, "kv_cache_memory_bytes": 256 << 20, "seed": 0,
         "max_num_batched_tokens": 2048, "disable_log_stats": True,
+        "async_scheduling": False,  # what a CPU does; blocks are counted step by step
     }
     if _on_cuda():
         options["gpu_memory_utilization"] = 0.08  # several workers of a test run share the device

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Literal, overload
 
 import torch
@@ -57,8 +58,9 @@ def attention_entropy(
     Args:
         states: [N, D], any floating type; N >= 1. Products run in float32, or in float64 if
             the states are float64 or logit_scale exceeds :data:`FLOAT32_MAX_SCALE`. For bf16
-            states on a CPU they use its bf16 units with float32 sums: products of bf16 values
-            are exact there, so nothing is lost (norms divide afterwards).
+            states on a CPU, and half precision on CUDA, they use the units for these with
+            float32 sums: products of such values are exact there, so nothing is lost (norms
+            divide afterwards).
         logit_scale: scale of the cosine, > 0 (sqrt(D) in eq. 1 for rows of unit RMS).
         normalize_rows: False gives eq. 1 to the letter, logits ``x_i . x_j / sqrt(D)`` of the
             raw rows in float64; logit_scale is then unused.
@@ -81,14 +83,10 @@ def attention_entropy(
     if not (math.isfinite(logit_scale) and logit_scale > 0):
         raise ValueError(f"logit_scale={logit_scale} must be finite and greater than 0")
     double = states.dtype == torch.float64 or logit_scale > FLOAT32_MAX_SCALE
-    inverse = None
-    if states.dtype == torch.bfloat16 and states.device.type == "cpu" and not double:
-        unit, inverse, zero = _scaled_rows(states)
-    else:
-        unit, zero = unit_rows(states, torch.float64 if double else torch.float32)
+    sums, zero = _summing(states, logit_scale, tile, double)
     count = states.shape[0]
-    ones = torch.ones(count, 1, dtype=unit.dtype, device=unit.device)
-    mass, moment = (m[:, 0] for m in _off_diagonal(unit, logit_scale, ones, tile, inverse))
+    ones = torch.ones(count, 1, dtype=torch.float64, device=states.device)
+    mass, moment = (m[:, 0] for m in sums(ones))
     log_sum = torch.log1p(mass)
     outgoing = log_sum - moment / (1 + mass)
     outgoing = torch.where(zero, math.log(count), outgoing).clamp_min(0).float()
@@ -97,14 +95,44 @@ def attention_entropy(
     # -log of column i: log_sum_j - d_ij with d_ij = logit - logit_scale, and log N in a row j
     # of zeros. Taken relative to the diagonal entry, the column's mass is again 1 + rest.
     weight = torch.exp(-log_sum).where(~zero, 0.0)
-    weights = torch.stack((weight, weight * log_sum), 1).to(unit.dtype)
-    mass, moment = _off_diagonal(unit, logit_scale, weights, tile, inverse)
+    mass, moment = sums(torch.stack((weight, weight * log_sum), 1))
     shift = log_sum.where(~zero, math.log(count))
     scale = torch.exp(shift)
     flat = scale / count * (zero.sum() - zero.double())  # rows of zeros other than i itself
     rest = scale * mass[:, 0] + flat
     first = scale * (moment[:, 0] - mass[:, 1]) + shift * rest - math.log(count) * flat
     return outgoing, (torch.log1p(rest) - first / (1 + rest)).clamp_min(0).float()
+
+
+def _summing(
+    states: Tensor, logit_scale: float, tile: int, double: bool
+) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor]:
+    """The fastest way to :func:`_off_diagonal` on this device, as a function of the float64
+    weights [N, C]; and the bool [N] that marks the rows of zeros."""
+    half = states.dtype in (torch.bfloat16, torch.float16) and not double
+    if half and states.device.type == "cuda" and find_spec("triton") is not None:
+        from qm_vllm.compress.entropy_triton import off_diagonal_sums, scaled_rows
+
+        rows, norms = scaled_rows(states)
+
+        def fused(weights: Tensor) -> tuple[Tensor, Tensor]:
+            columns = [
+                off_diagonal_sums(rows, norms, column.float().contiguous(), logit_scale)
+                for column in weights.unbind(1)
+            ]
+            mass, moment = zip(*columns, strict=True)
+            return torch.stack(mass, 1), torch.stack(moment, 1)
+
+        return fused, norms == 0
+    inverse = None
+    if states.dtype == torch.bfloat16 and states.device.type == "cpu" and not double:
+        unit, inverse, zero = _scaled_rows(states)
+    else:
+        unit, zero = unit_rows(states, torch.float64 if double else torch.float32)
+    return (
+        lambda weights: _off_diagonal(unit, logit_scale, weights.to(unit.dtype), tile, inverse),
+        zero,
+    )
 
 
 def check_states(states: Tensor) -> None:

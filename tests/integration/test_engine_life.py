@@ -1,7 +1,7 @@
 """An engine's life: preemption, aborts, pause, sleep, priorities, sessions; nothing stays behind.
 
 Tested twice: as vLLM schedules on a CPU, and with the asynchronous scheduling of GPUs, which is
-forced on here. References are computed with transformers alone.
+forced on on a CPU. References are computed with transformers alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ OPTIONS = {"skip_tokenizer_init": True}
 
 @pytest.fixture(scope="module", params=["sync", "async"])
 def llm(request, tiny_models):
+    from vllm.platforms import current_platform
     from vllm.platforms.cpu import CpuPlatform
 
+    ahead = request.param == "async"
     original = CpuPlatform.check_and_update_config.__func__
 
     def forced(platform, config):
@@ -28,15 +30,16 @@ def llm(request, tiny_models):
         config.scheduler_config.async_scheduling = True
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "async":
+        if ahead and current_platform.is_cpu():
             patch.setattr(CpuPlatform, "check_and_update_config", classmethod(forced))
         with engine(
             tiny_models("llama"), QuickMergeConfig(ratio=0.4, encoder_chunk_tokens=64),
             enable_chunked_prefill=False, max_num_batched_tokens=4096, max_num_seqs=8,
-            scheduling_policy="priority", enable_prompt_embeds=True, **OPTIONS,
+            scheduling_policy="priority", enable_prompt_embeds=True,
+            async_scheduling=ahead and not current_platform.is_cpu(), **OPTIONS,
         ) as llm:
             core = llm.llm_engine.engine_core.engine_core
-            assert (core.batch_queue is not None) is (request.param == "async")
+            assert (core.batch_queue is not None) is ahead
             yield llm
 
 

@@ -7,6 +7,7 @@ reference keeps. Then one engine with the plug-in answers the same. docs/compati
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import re
 import string
@@ -203,14 +204,17 @@ def test_logprobs_are_those_of_plain_vllm(llm, plain):
         assert row[token].logprob == max(entry.logprob for entry in row.values())
 
 
-def test_runner_v1_in_chunks_without_async_scheduling_is_what_ran(llm):
+def test_what_ran(llm):
     """A CPU has no Model Runner V2 without Triton, and switches asynchronous scheduling off."""
+    from vllm.platforms import current_platform
+
     core = llm.llm_engine.engine_core.engine_core
     settings = llm.llm_engine.vllm_config.scheduler_config
-    assert not core.model_executor.driver_worker.worker.use_v2_model_runner
+    wanted = os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0") == "1"
+    assert core.model_executor.driver_worker.worker.use_v2_model_runner == wanted
     assert settings.enable_chunked_prefill
     assert settings.max_num_batched_tokens < LENGTH
-    assert not settings.async_scheduling
+    assert settings.async_scheduling is not current_platform.is_cpu()
     assert core.batch_queue is None
 
 

@@ -7,6 +7,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from qm_vllm import QuickMergeConfig
 from qm_vllm.engine.params import Untouched, plan_request
@@ -21,7 +22,7 @@ def test_model_runner_v2_needs_triton(tiny_models, monkeypatch):
     from vllm.triton_utils import HAS_TRITON
 
     if HAS_TRITON:
-        pytest.skip("this machine has a Triton: Model Runner V2 could run and was not tried")
+        pytest.skip("this machine has a Triton: scripts/gpu_check.py runs V2")
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     with (
         pytest.raises(ValueError, match="Model Runner V2 requires Triton"),
@@ -31,6 +32,8 @@ def test_model_runner_v2_needs_triton(tiny_models, monkeypatch):
 
 
 def test_sleep_mode_is_refused_by_vllm_on_a_cpu(tiny_models):
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device can sleep: test_cuda.py")
     with (
         pytest.raises(ValueError, match="Sleep mode is not supported"),
         engine(tiny_models("llama"), QuickMergeConfig(), enable_sleep_mode=True, **OPTIONS),
@@ -39,12 +42,13 @@ def test_sleep_mode_is_refused_by_vllm_on_a_cpu(tiny_models):
 
 
 def test_fp8_kv_cache_needs_avx512_on_a_cpu(tiny_models):
-    import torch
     from vllm.distributed import cleanup_dist_env_and_memory
     from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 
     if torch.cpu._is_avx512_supported() or torch.cpu._is_amx_tile_supported():
         pytest.skip("this CPU could hold an fp8 KV cache, which was not tried")
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device can hold an fp8 KV cache: test_cuda.py")
     try:
         with (
             pytest.raises(NotImplementedError, match="requires x86 with AVX-512 or AMX"),
