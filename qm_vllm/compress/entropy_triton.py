@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK, DEPTH, WARPS, STAGES = 128, 64, 8, 3
+BLOCK, DEPTH, WARPS, STAGES = 128, 64, 8, 4
 BAND = 128
 """Tile rows of one launch; bounds the memory of the sums."""
 _TOGETHER = 8  # tiles of as many rows run at a time, so that their columns stay in the cache
@@ -93,11 +93,11 @@ def _tile_sums(  # type: ignore[no-untyped-def]
     tl.store(cell, tl.sum(exps * weight, 1))
     tl.store(cell + tl.cast(tiles, tl.int64) * height, tl.sum(moments * weight, 1))
     if j > i:
-        weight = tl.load(weights + upper, mask=inside_upper, other=0.0)[:, None]
-        cell = down_sums + local.to(tl.int64) * count + lower
-        tl.store(cell, tl.sum(exps * weight, 0), mask=inside_lower)
+        other = tl.load(weights + upper, mask=inside_upper, other=0.0)[:, None]
+        spot = down_sums + tl.cast(local, tl.int64) * count + lower
+        tl.store(spot, tl.sum(exps * other, 0), mask=inside_lower)
         tl.store(
-            cell + tl.cast(band, tl.int64) * count, tl.sum(moments * weight, 0), mask=inside_lower
+            spot + tl.cast(band, tl.int64) * count, tl.sum(moments * other, 0), mask=inside_lower
         )
 
 
