@@ -58,7 +58,7 @@ def train_prior(
             import torch
             from transformers.utils import logging
 
-            from qm_vllm.encoders import EncoderError, load_encoder
+            from qm_vllm.encoders import EncoderError
             from qm_vllm.prior.data import DataError, read
             from qm_vllm.prior.options import TrainOptions
             from qm_vllm.prior.plot import loss_plot
@@ -79,8 +79,7 @@ def train_prior(
                 learn_layers=learn_layers, seed=seed,
             )
             samples = read(data, heldout or [], window)
-            source = str(data[0]) if encoder == "features" else encoder
-            frozen = load_encoder(source, device=device)
+            frozen = _encoder(encoder, samples, device)
             config = _config(frozen, samples, options, layers, width, heads, time_bins)
             with _Bar(options) as report:
                 trainer = Trainer(frozen, samples, config, options, out, report)
@@ -91,6 +90,26 @@ def train_prior(
             raise CliError(str(error)) from error
         _print(metrics)
         typer.echo(out)
+
+
+def _encoder(name: str, samples: Any, device: str) -> Any:
+    import torch
+
+    from qm_vllm.encoders import load_encoder
+
+    first = samples.train[0].source
+    if name != "features":
+        if isinstance(first, Path):
+            raise CliError(f"{first.name} holds features; train on them with --encoder features")
+        return load_encoder(name, device=device)
+    if not isinstance(first, Path):
+        raise CliError(
+            "--encoder features needs feature files (.pt, .npy, .safetensors) or a .jsonl that "
+            "names them, not text"
+        )
+    encoder = load_encoder(str(first), device=device, dtype=torch.float32)
+    encoder.name = f"features of width {encoder.hidden_size}"
+    return encoder
 
 
 def _config(

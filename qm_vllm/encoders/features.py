@@ -34,9 +34,9 @@ class _Rows:
 class FeatureFiles(FrozenEncoder):
     """Rows of features [T, D] as the states of T tokens; there is one "layer", so L is 0.
 
-    The source is an id (a file's name in the folder without its ending), or None where there
-    is one file only. Files stay on disk: a window's rows are read when it is asked for, except
-    .pt files in PyTorch's old format, which are read whole.
+    The source is an id (a file's name in the folder without its ending), the Path of any file of
+    the same width, or None where there is one file only. Files stay on disk: a window's rows are
+    read when it is asked for, except .pt files in PyTorch's old format, which are read whole.
     """
 
     num_layers = 0
@@ -111,6 +111,8 @@ class FeatureFiles(FrozenEncoder):
     def _file(self, source: Any) -> Path:
         if source is None and len(self.files) == 1:
             return next(iter(self.files.values()))
+        if isinstance(source, Path) and source.suffix in SUFFIXES and source.is_file():
+            return source
         if isinstance(source, str) and source in self.files:
             return self.files[source]
         some = ", ".join(self.ids[:3]) + (", ..." if len(self.files) > 3 else "")
