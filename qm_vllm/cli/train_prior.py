@@ -12,6 +12,11 @@ from rich.table import Table
 
 from qm_vllm.cli.common import CliError, errors, sentences
 
+QUERY_BUCKETS = 1024
+"""Ids of hashed query words where the encoder has no tokenizer."""
+TIME_FEATURES = 16
+"""Input dimensions that say when a merged state was, where there are spans."""
+
 
 def train_prior(
     data: Annotated[
@@ -117,13 +122,14 @@ def _config(
 ) -> Any:
     from qm_vllm.prior import PriorConfig
 
-    tokens = 0
-    if options.target_tokens:
-        if getattr(encoder, "tokenizer", None) is None:
-            raise CliError("--target-tokens needs a text encoder")
-        tokens = len(encoder.tokenizer)
+    tokens, tokenizer = 0, getattr(encoder, "tokenizer", None)
+    if options.target_tokens and tokenizer is None:
+        raise CliError("--target-tokens needs a text encoder")
+    if options.target_tokens or samples.has_queries:
+        tokens = QUERY_BUCKETS if tokenizer is None else len(tokenizer)
+    times = TIME_FEATURES if samples.has_spans else 0
     return PriorConfig(
-        input_size=encoder.hidden_size, hidden_size=width, num_hidden_layers=layers,
+        input_size=encoder.hidden_size + times, time_features=times, hidden_size=width, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=heads,
         intermediate_size=-(-width * 8 // (3 * 64)) * 64, num_tokens=tokens,
         num_classes=samples.num_classes, num_time_bins=time_bins if samples.has_spans else 0,

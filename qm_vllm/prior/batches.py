@@ -14,6 +14,7 @@ from qm_vllm.compress import Compressed, compress
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.prior.config import PriorConfig
 from qm_vllm.prior.data import Sample
+from qm_vllm.prior.side_inputs import hashed_words, time_features
 from qm_vllm.prior.soft import layer_scores, merge_scored
 
 IGNORED = -100
@@ -27,12 +28,14 @@ class Batch:
         states: [B, K_max, D], padded on the right with zeros.
         lengths: int64 [B].
         targets: int64 [B, M] output ids, -100 where a row has fewer; None without a head.
+        given: int64 [B], leading targets that are read and not scored; None without targets.
         source_tokens: tokens before merging, over the batch.
     """
 
     states: Tensor
     lengths: Tensor
     targets: Tensor | None
+    given: Tensor | None
     source_tokens: int
 
 
@@ -73,16 +76,15 @@ class BatchMaker:
                 layers[-1], scores, kept(count, ratio), self.merging, temperature=temperature,
                 layer_weights=layer_weights, generator=generator,
             )
-            merged.append(soft.states)
+            merged.append(self._timed(soft.states, soft.kept, count))
             sizes.append(count)
         return self._padded(merged, samples, sum(sizes))
 
     def fixed(self, samples: Sequence[Sample], ratio: float) -> Batch:
         """A batch as inference makes it: no noise, the same every time."""
         results = [self.compressed(sample, ratio) for sample in samples]
-        return self._padded(
-            [one.states for one in results], samples, sum(one.num_tokens for one in results)
-        )
+        merged = [self._timed(one.states, one.kept, one.num_tokens) for one in results]
+        return self._padded(merged, samples, sum(one.num_tokens for one in results))
 
     def compressed(self, sample: Sample, ratio: float) -> Compressed:
         """One sample through :func:`qm_vllm.compress.compress`."""
@@ -103,18 +105,41 @@ class BatchMaker:
             raise ValueError(f"{_name(sample)} has no tokens besides special ones")
         return layers if len(layers) > 1 else layers * 2  # features have one layer
 
+    def _timed(self, states: Tensor, kept: Tensor, total: int) -> Tensor:
+        """[K, D] with the prior's time features behind each row."""
+        count = self.prior.time_features
+        if not count:
+            return states
+        times = time_features(kept.to(states.device), total, count)
+        return torch.cat((states, times.to(states.dtype)), 1)
+
     def _padded(self, merged: list[Tensor], samples: Sequence[Sample], tokens: int) -> Batch:
         states = torch.nn.utils.rnn.pad_sequence(merged, batch_first=True)
         lengths = torch.tensor([one.shape[0] for one in merged], device=states.device)
-        return Batch(states, lengths, self._targets(samples, states.device), tokens)
+        targets, given = self._targets(samples, states.device)
+        return Batch(states, lengths, targets, given, tokens)
 
-    def _targets(self, samples: Sequence[Sample], device: torch.device) -> Tensor | None:
-        rows = [self._ids(sample) for sample in samples]
+    def _targets(
+        self, samples: Sequence[Sample], device: torch.device
+    ) -> tuple[Tensor | None, Tensor | None]:
+        queries = [self.query_ids(sample.query) for sample in samples]
+        rows = [query + self._ids(one) for query, one in zip(queries, samples, strict=True)]
         width = max(len(row) for row in rows)
         if not width:
-            return None
+            return None, None
         rows = [row + [IGNORED] * (width - len(row)) for row in rows]
-        return torch.tensor(rows, device=device)
+        given = torch.tensor([len(query) for query in queries], device=device)
+        return torch.tensor(rows, device=device), given
+
+    def query_ids(self, text: str) -> list[int]:
+        """Output ids of a query: the text encoder's tokens, or hashed words without one."""
+        if not text or not self.prior.num_tokens:
+            return []
+        first = self.prior.ids("tokens").start
+        tokenizer = getattr(self.encoder, "tokenizer", None)
+        if tokenizer is None:
+            return [first + i for i in hashed_words(text, self.prior.num_tokens)]
+        return [first + i for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def _ids(self, sample: Sample) -> list[int]:
         prior = self.prior

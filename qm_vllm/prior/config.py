@@ -18,7 +18,9 @@ class PriorConfig(LlamaConfig):
     the last state directly.
 
     Args:
-        input_size: D, width of the merged states.
+        input_size: D, width of the merged states, time features included.
+        time_features: how many of these, the last ones, say when a state was
+            (:func:`qm_vllm.prior.side_inputs.time_features`).
         num_tokens: size of the token head's vocabulary.
         num_classes: labels of the class head.
         num_time_bins: equal parts of a sequence that the time-bin head points at.
@@ -32,6 +34,7 @@ class PriorConfig(LlamaConfig):
     model_type = "quickmerge_prior"
 
     input_size: int = 384
+    time_features: int = 0
     num_tokens: int = 0
     num_classes: int = 0
     num_time_bins: int = 0
@@ -51,13 +54,18 @@ class PriorConfig(LlamaConfig):
         for name in ("input_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("num_tokens", "num_classes", "num_time_bins"):
+        for name in ("num_tokens", "num_classes", "num_time_bins", "time_features"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of twice "
                 f"num_attention_heads={self.num_attention_heads} (RoPE turns pairs)"
+            )
+        if self.time_features % 2 or self.time_features >= self.input_size:
+            raise ValueError(
+                f"time_features={self.time_features} must be even and less than "
+                f"input_size={self.input_size}, which includes them"
             )
         self.vocab_size = max(1, self.num_tokens + self.num_classes + self.num_time_bins)
         named: list[str] | None = getattr(self, "architectures", None)

@@ -26,12 +26,14 @@ class Sample:
         following: the text after it, which the token head learns to continue with.
         label: class of the whole sequence.
         span: half-open part of the sequence, as shares of its length, for the time-bin head.
+        query: what the span answers; the prior reads it after the states.
     """
 
     source: str | Path
     following: str = ""
     label: int | None = None
     span: tuple[float, float] | None = None
+    query: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,17 @@ class DataSet:
     def has_spans(self) -> bool:
         return any(sample.span is not None for sample in self.train)
 
+    @property
+    def has_queries(self) -> bool:
+        return any(sample.query for sample in self.train)
+
 
 def read(data: Sequence[Path], heldout: Sequence[Path], window_tokens: int) -> DataSet:
     """Collect samples from files and folders.
 
     Text (.txt, .md) is cut into pieces of about ``window_tokens``; without held-out files the
     last tenth of each text is held out. Feature files (.pt, .npy, .safetensors) and the rows of a
-    manifest (.jsonl: ``path``, and ``label`` or ``span``) are a sample each; of these every
+    manifest (.jsonl: ``path``, and ``label``, or ``span`` with or without ``query``) are a sample each; of these every
     tenth is held out.
 
     Args:
@@ -170,7 +176,12 @@ def _manifest(path: Path) -> list[list[Sample]]:
                     f"{place}: span={span!r} must be two shares of the length, 0 <= start < "
                     "end <= 1"
                 )
-        rows.append([Sample(file, label=label, span=tuple(span) if span else None)])
+        query = row.get("query") or ""
+        if not isinstance(query, str) or (query and span is None):
+            raise DataError(f"{place}: query={query!r} must be text, and needs a span")
+        rows.append([
+            Sample(file, label=label, span=tuple(span) if span else None, query=query)
+        ])
     if not rows:
         raise DataError(f"{path.name} has no rows")
     return rows

@@ -28,7 +28,7 @@ def heldout(model: QuickMergePriorForCausalLM, batches: Sequence[Batch]) -> dict
     sums = dict.fromkeys(("forward", "backward", "copy_last", "mean_state"), 0.0)
     nll, positions, ids = 0.0, 0, 0
     for batch in batches:
-        loss = l_ar(model, batch.states, batch.lengths, batch.targets)
+        loss = l_ar(model, batch.states, batch.lengths, batch.targets, batch.given)
         rivals = baselines(model, batch.states, batch.lengths)
         for name, value in (
             ("forward", loss.forward), ("backward", loss.backward), *rivals.items()

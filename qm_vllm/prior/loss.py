@@ -37,6 +37,7 @@ def l_ar(
     states: Tensor,
     lengths: Tensor,
     targets: Tensor | None = None,
+    given: Tensor | None = None,
 ) -> PriorLoss:
     """L_AR = L_forward + L_backward over merged states of any K, plus the heads' loss.
 
@@ -48,6 +49,7 @@ def l_ar(
         lengths: int64 [B], the K of each; 1 <= K <= K_max. A sequence of K = 1 has nothing to
             predict and adds nothing to L_AR.
         targets: int64 [B, M] output ids that follow the states; -100 where a row has fewer.
+        given: int64 [B], how many of a row's targets are read but not scored (a query); None: 0.
 
     Raises:
         ValueError: shapes disagree, or a state within its length is NaN or infinite.
@@ -72,7 +74,7 @@ def l_ar(
         backward = _squared_error(behind[:, :-1], turned[:, 1:], pairs)
     score, count = forward.new_zeros(()), 0
     if targets is not None:
-        score, count = _cross_entropy(model, hidden, lengths, targets)
+        score, count = _cross_entropy(model, hidden, lengths, targets, given)
     return PriorLoss(
         forward + backward + score, forward, backward, score, int(pairs.sum()), count
     )
@@ -115,11 +117,15 @@ def _with_targets(
 
 
 def _cross_entropy(
-    model: QuickMergePriorForCausalLM, hidden: Tensor, lengths: Tensor, targets: Tensor
+    model: QuickMergePriorForCausalLM, hidden: Tensor, lengths: Tensor, targets: Tensor,
+    given: Tensor | None,
 ) -> tuple[Tensor, int]:
-    places = lengths[:, None] - 1 + torch.arange(targets.shape[1], device=hidden.device)
+    steps = torch.arange(targets.shape[1], device=hidden.device)
+    places = lengths[:, None] - 1 + steps
     rows = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2]))
     wanted = targets >= 0
+    if given is not None:
+        wanted &= steps >= given[:, None]
     count = int(wanted.sum())
     if not count:
         return hidden.new_zeros(()), 0

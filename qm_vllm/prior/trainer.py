@@ -121,7 +121,9 @@ class Trainer:
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self._half
         ):
-            loss = l_ar(self.model, batch.states, batch.lengths, batch.targets)
+            loss = l_ar(
+                self.model, batch.states, batch.lengths, batch.targets, batch.given
+            )
         if not bool(torch.isfinite(loss.total)):
             raise FloatingPointError(
                 f"the loss is {float(loss.total.detach())} at step {self.state['step']}; lower "

@@ -39,7 +39,8 @@ def test_trains_on_features_with_both_heads_and_goes_on(features, tmp_path):
     done = run(*arguments)
     assert done.exit_code == 0, done.output
     config = PriorConfig.from_pretrained(out)
-    assert (config.input_size, config.num_time_bins, config.num_classes) == (12, 8, 2)
+    assert (config.input_size, config.time_features) == (28, 16)
+    assert (config.num_time_bins, config.num_classes, config.num_tokens) == (8, 2, 0)
     assert config.encoder == "features of width 12"
     metrics = json.loads((out / "metrics.json").read_text())
     assert {"heldout_l_ar", "copy_last", "mean_state", "tokens", "seconds",
