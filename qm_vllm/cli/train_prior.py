@@ -129,8 +129,8 @@ def _config(
         tokens = QUERY_BUCKETS if tokenizer is None else len(tokenizer)
     times = TIME_FEATURES if samples.has_spans else 0
     return PriorConfig(
-        input_size=encoder.hidden_size + times, time_features=times, hidden_size=width, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads,
+        input_size=encoder.hidden_size + times, time_features=times, hidden_size=width,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
         intermediate_size=-(-width * 8 // (3 * 64)) * 64, num_tokens=tokens,
         num_classes=samples.num_classes, num_time_bins=time_bins if samples.has_spans else 0,
         encoder=encoder.name,

@@ -63,8 +63,8 @@ def read(data: Sequence[Path], heldout: Sequence[Path], window_tokens: int) -> D
 
     Text (.txt, .md) is cut into pieces of about ``window_tokens``; without held-out files the
     last tenth of each text is held out. Feature files (.pt, .npy, .safetensors) and the rows of a
-    manifest (.jsonl: ``path``, and ``label``, or ``span`` with or without ``query``) are a sample each; of these every
-    tenth is held out.
+    manifest (.jsonl: ``path``, and ``label``, or ``span`` with or without ``query``) are a sample
+    each; of these every tenth is held out.
 
     Args:
         data: files or folders.
