@@ -72,6 +72,10 @@ class QuickMergePriorForCausalLM(PreTrainedModel):
         self.register_buffer("state_mean", torch.zeros(config.input_size))
         self.register_buffer("state_std", torch.ones(config.input_size))
         self.post_init()
+        with torch.no_grad():
+            for stack in (self.forward_stack, self.backward_stack):
+                if stack is not None:
+                    stack.state_head.weight.zero_()  # training begins at the mean state
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
