@@ -19,7 +19,7 @@ BAND = 128
 _TOGETHER = 8  # tiles of as many rows run at a time, so that their columns stay in the cache
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _scale_rows(  # type: ignore[no-untyped-def]
     source, target, inverse, width, stride, WIDTH: tl.constexpr
 ):
@@ -46,7 +46,7 @@ def _scale_rows(  # type: ignore[no-untyped-def]
     tl.store(inverse + row, tl.where(top > 0, 1.0 / norm, 0.0))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _tile_sums(  # type: ignore[no-untyped-def]
     rows, inverse, weights, across_sums, down_sums, count, width, scale, first, band,
     BLOCK: tl.constexpr, DEPTH: tl.constexpr, TOGETHER: tl.constexpr, EVEN: tl.constexpr,

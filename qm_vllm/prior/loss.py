@@ -87,15 +87,18 @@ def baselines(
 
     Returns:
         "copy_last": the next state is this one. "mean_state": it is the mean of the training
-        data. Both directions summed.
+        data. Both directions summed; the forward one alone if the prior has no twin.
     """
     inputs = model.standardised(states)
     inside = torch.arange(states.shape[1], device=states.device) < lengths[:, None]
     pairs = inside[:, 1:]
     here, there = inputs[:, :-1], inputs[:, 1:]
+    copy = _squared_error(here, there, pairs)
     mean = _squared_error(torch.zeros_like(there), there, pairs)
-    mean = mean + _squared_error(torch.zeros_like(here), here, pairs)
-    return {"copy_last": 2 * _squared_error(here, there, pairs), "mean_state": mean}
+    if model.backward_stack is not None:
+        copy = 2 * copy
+        mean = mean + _squared_error(torch.zeros_like(here), here, pairs)
+    return {"copy_last": copy, "mean_state": mean}
 
 
 def reverse(states: Tensor, lengths: Tensor) -> Tensor:

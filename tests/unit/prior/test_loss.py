@@ -97,6 +97,13 @@ def test_baselines_by_hand(batch):
     mean = sum(row[1:].square().sum() + row[:-1].square().sum() for row in x) / count
     assert found["copy_last"].item() == pytest.approx(2 * copy.item())
     assert found["mean_state"].item() == pytest.approx(mean.item())
+    single = make(backward_twin=False).double()
+    single.state_mean.copy_(model.state_mean)
+    single.state_std.copy_(model.state_std)
+    alone = baselines(single, states, torch.tensor(LENGTHS))
+    forward = sum(row[1:].square().sum() for row in x) / count
+    assert alone["copy_last"].item() == pytest.approx(copy.item())
+    assert alone["mean_state"].item() == pytest.approx(forward.item())
 
 
 def test_reverse_turns_each_row_within_its_length():
