@@ -17,5 +17,6 @@ setup(
     package_data={
         "qm_vllm": ["calibrations/*.json"],
         "qm_vllm.eval.tasks": ["questions.json"],
+        "qm_vllm.eval.datasets": ["micro_booksum.json"],
     },
 )
