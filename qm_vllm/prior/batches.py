@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from qm_vllm.prior.side_inputs import hashed_words, time_features
 from qm_vllm.prior.soft import layer_scores, merge_scored
 
 IGNORED = -100
+CACHE_BYTES = 512 << 20
+"""Most memory that states of feature files take; reading and scoring them again takes longer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,8 @@ class BatchMaker:
             protect_last=1, logit_scale=math.sqrt(encoder.hidden_size), keep_roles=(),
         )
         """Eq. 1 for rows of unit RMS: the scale is sqrt(D)."""
+        self._held: dict[Path, tuple[list[Tensor], Tensor]] = {}
+        self._room = CACHE_BYTES
 
     def noisy(
         self, samples: Sequence[Sample], ratios: Sequence[float], temperature: float,
@@ -67,11 +72,8 @@ class BatchMaker:
         """A batch for training: Gumbel masses, K drawn by the caller as a share of N each."""
         merged, sizes = [], []
         for sample, ratio in zip(samples, ratios, strict=True):
-            layers = self._layers(sample)
+            layers, scores = self._scored(sample)
             count = layers[-1].shape[0]
-            scores = torch.stack(
-                [layer_scores(layer, self.merging.logit_scale) for layer in layers[:-1]]
-            )
             soft = merge_scored(
                 layers[-1], scores, kept(count, ratio), self.merging, temperature=temperature,
                 layer_weights=layer_weights, generator=generator,
@@ -95,6 +97,21 @@ class BatchMaker:
         )
         assert isinstance(result, Compressed)
         return result
+
+    def _scored(self, sample: Sample) -> tuple[list[Tensor], Tensor]:
+        """States and scores [L, N] of a sample; those of files are kept while there is room."""
+        source = sample.source
+        if isinstance(source, Path) and source in self._held:
+            return self._held[source]
+        layers = self._layers(sample)
+        scores = torch.stack(
+            [layer_scores(layer, self.merging.logit_scale) for layer in layers[:-1]]
+        )
+        size = sum(tensor.nbytes for tensor in {id(t): t for t in layers}.values())
+        if isinstance(source, Path) and size <= self._room:
+            self._room -= size
+            self._held[source] = layers, scores
+        return layers, scores
 
     def _layers(self, sample: Sample) -> list[Tensor]:
         """States of the first window in all layers, without special tokens: [n, D] each."""

@@ -61,6 +61,31 @@ def test_batches_have_times_behind_the_states():
     assert noisy.states[0, :, 6:].abs().max() <= 1
 
 
+def test_feature_files_are_read_and_scored_once(tmp_path, monkeypatch):
+    import qm_vllm.prior.batches as batches
+
+    file = tmp_path / "clip"
+    calls = []
+
+    class Counting(Features):
+        def stream(self, source, *, window=None):
+            calls.append(source)
+            return super().stream("some words of a clip", window=window)
+
+    def drawn(room):
+        monkeypatch.setattr(batches, "CACHE_BYTES", room)
+        made = BatchMaker(Counting(), shape(), 24, 0)
+        return [
+            made.noisy([Sample(file)], [0.5], 0.5, torch.Generator().manual_seed(0)).states
+            for _ in range(3)
+        ]
+
+    kept, calls_kept = drawn(1 << 20), len(calls)
+    anew = drawn(0)
+    assert (calls_kept, len(calls) - calls_kept) == (1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(kept, anew, strict=True))
+
+
 def test_a_query_is_read_and_not_scored():
     batch = maker().fixed(
         [Sample("a long text", span=(0.3, 0.8), query="where is it"), Sample("b", label=2)], 0.5
