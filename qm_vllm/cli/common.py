@@ -109,3 +109,33 @@ def report_of(output: Any) -> dict[str, Any]:
             "run `qm-vllm doctor` to see which hook is missing"
         )
     return report
+
+
+def names(text: str, option: str) -> tuple[str, ...]:
+    """An option's comma-separated names, each once.
+
+    Raises:
+        CliError: there are none.
+    """
+    found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise CliError(f"{option} is empty; give names separated by commas")
+    return found
+
+
+def numbers(text: str, option: str, top: float = 1.0) -> tuple[float, ...]:
+    """An option's comma-separated numbers in (0, top].
+
+    Raises:
+        CliError: there are none, or one is no number or out of range.
+    """
+    found = []
+    for part in names(text, option):
+        try:
+            value = float(part)
+        except ValueError:
+            raise CliError(f"{option} has {part!r}, which is not a number") from None
+        if not 0 < value <= top:
+            raise CliError(f"{option} has {part}; allowed: greater than 0, at most {top:g}")
+        found.append(value)
+    return tuple(found)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from qm_vllm.cli import embedded
-from qm_vllm.cli.common import CliError, errors, sentences
+from qm_vllm.cli.common import CliError, errors, names, numbers, sentences
 
 EXTRA = "pip install 'qm-vllm[eval]'"
 DEFAULT_METHODS = (
@@ -61,14 +61,14 @@ def compare(
             out=out,
             model=str(model or embedded.ensure_model()),
             model_name=embedded.public_name(model),
-            tasks=_names(tasks, "--tasks"),
-            methods=_names(methods, "--methods"),
-            ratios=_numbers(ratios, "--ratios"),
+            tasks=names(tasks, "--tasks"),
+            methods=names(methods, "--methods"),
+            ratios=numbers(ratios, "--ratios"),
             samples=samples,
-            lengths=tuple(int(value) for value in _numbers(length, "--length", top=1 << 20)),
+            lengths=tuple(int(value) for value in numbers(length, "--length", top=1 << 20)),
             query=query,
             split=split,
-            haystacks=_names(haystacks, "--haystacks") if haystacks else None,
+            haystacks=names(haystacks, "--haystacks") if haystacks else None,
             engine=engine,
             dtype=dtype,
             block_size=block_size or (32 if engine == "vllm" else 1),
@@ -81,23 +81,3 @@ def compare(
         if not whole:
             errors().print("Stopped before the end; the same command goes on from here.")
             raise typer.Exit(130)
-
-
-def _names(text: str, option: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if not names:
-        raise CliError(f"{option} is empty; give names separated by commas")
-    return names
-
-
-def _numbers(text: str, option: str, top: float = 1.0) -> tuple[Any, ...]:
-    numbers = []
-    for part in _names(text, option):
-        try:
-            value = float(part)
-        except ValueError:
-            raise CliError(f"{option} has {part!r}, which is not a number") from None
-        if not 0 < value <= top:
-            raise CliError(f"{option} has {part}; allowed: greater than 0, at most {top:g}")
-        numbers.append(value)
-    return tuple(numbers)

@@ -11,6 +11,8 @@ from qm_vllm.cli.calibrate import calibrate
 from qm_vllm.cli.compare import compare
 from qm_vllm.cli.demo import demo
 from qm_vllm.cli.doctor import doctor
+from qm_vllm.cli.evaluate import app as evaluations
+from qm_vllm.cli.evaluate_ego4d import ego4d_nlq
 from qm_vllm.cli.generate import generate
 from qm_vllm.cli.inspect import inspect
 from qm_vllm.cli.serve import serve
@@ -31,6 +33,8 @@ app.command()(generate)
 app.command(context_settings=PASS_THROUGH)(serve)
 app.command()(inspect)
 app.command()(compare)
+evaluations.command()(ego4d_nlq)
+app.add_typer(evaluations, name="eval")
 app.command()(calibrate)
 app.command()(train_prior)
 app.command()(doctor)
