@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,6 +108,19 @@ class QuickMergeStats(KVConnectorStats):
         return line
 
 
+_registered: list[Any] = []
+"""Metrics of the last engine of this process in Prometheus's own registry."""
+
+
+def _make_room() -> None:
+    """Take the former engine's metrics out of the registry, as vLLM does with its own."""
+    from prometheus_client import REGISTRY
+
+    while _registered:
+        with suppress(KeyError):  # not there: another registry, or Ray's metrics
+            REGISTRY.unregister(_registered.pop())
+
+
 class QuickMergePromMetrics(KVConnectorPromMetrics):
     """Registers the metrics and adds each step's counts to them."""
 
@@ -115,6 +129,7 @@ class QuickMergePromMetrics(KVConnectorPromMetrics):
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        _make_room()
         self.counters = {
             name: self._counter_cls(f"qm_vllm:{name}", text, labelnames=labelnames)
             for name, text in COUNTERS.items()
@@ -138,6 +153,10 @@ class QuickMergePromMetrics(KVConnectorPromMetrics):
             for name, text in GAUGES.items()
         }
 
+        _registered.extend([
+            *self.counters.values(), self.requests, self.fallbacks, self.seconds,
+            *self.gauges.values(),
+        ])
         for labels in self.per_engine_labelvalues.values():  # shown as 0 before the first event
             for counter in self.counters.values():
                 counter.labels(*labels)

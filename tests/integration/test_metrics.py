@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from qm_vllm.engine.metrics import COUNTERS, QuickMergePromMetrics, QuickMergeStats, Tally
 
@@ -72,3 +72,14 @@ def test_a_prometheus_client_shows_them():
     assert value("job_seconds_sum") == 4
     assert value("jobs_waiting") == 2
     assert all(value(f"{name}_total") is not None for name in COUNTERS)
+
+
+def test_a_second_engine_of_a_process_takes_the_names_over():
+    config = SimpleNamespace(kv_transfer_config=None)
+    types = {Counter: Counter, Gauge: Gauge, Histogram: Histogram}
+    for model in ("first", "second"):
+        made = QuickMergePromMetrics(config, types, ["model_name"], {0: [model]})
+    made.observe(tally().take().to_dict())
+    name = "qm_vllm:source_tokens_total"
+    assert REGISTRY.get_sample_value(name, {"model_name": "second"}) == 1100
+    assert REGISTRY.get_sample_value(name, {"model_name": "first"}) is None
