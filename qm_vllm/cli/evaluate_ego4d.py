@@ -106,11 +106,15 @@ def ego4d_nlq(
             scaling=_counts(scaling) if replicas else (), scaling_units=scaling_rows,
             command=_command(),
         )
+        failed = None
         try:
             carry_out(task, settings, trained.name, options)
-        finally:
-            for path in write_comparison(task, out):
-                typer.echo(path)
+        except typer.Exit as error:  # rows have failed; the others are compared all the same
+            failed = error
+        for path in write_comparison(task, out):
+            typer.echo(path)
+        if failed is not None:
+            raise failed
 
 
 def _trained(
