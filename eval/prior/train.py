@@ -58,14 +58,15 @@ class InModelTrainer:
         self._set_statistics()
 
     def run(
-        self, seconds: float, report: Callable[[dict[str, Any]], None] = lambda figures: None
+        self, seconds: float, report: Callable[[dict[str, Any]], None] = lambda figures: None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> InModelPrior:
-        """Train for so long; returns the prior."""
+        """Train for so long by the clock; returns the prior."""
         optimiser = torch.optim.AdamW(
             self.prior.parameters(), lr=self.rate, betas=(0.9, 0.95), weight_decay=0.01
         )
-        start, step = time.perf_counter(), 0
-        while (spent := time.perf_counter() - start) < seconds:
+        start, step = clock(), 0
+        while (spent := clock() - start) < seconds:
             for group in optimiser.param_groups:
                 group["lr"] = self.rate * learning_rate_share(spent / seconds, 0.05)
             figures = self.losses(*self._draw())
