@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from qm_vllm.eval.metrics import bootstrap_mean
+from qm_vllm.eval.metrics import mean_interval
 
 Span = tuple[float, float]
 """Start and end in seconds of the clip."""
@@ -145,12 +145,9 @@ def evaluate(
         query_scores(given[key].windows if key in given else (), truths[key])
         for key in sorted(truths)
     ]
-    result = {}
-    for metric in METRICS:
-        values = [row[metric] for row in rows]
-        low, high = bootstrap_mean(values, seed=seed)
-        result[metric] = {"mean": math.fsum(values) / len(values), "low": low, "high": high}
-    return result
+    return {
+        metric: mean_interval([row[metric] for row in rows], seed=seed) for metric in METRICS
+    }
 
 
 def random_windows(seconds: float, rng: np.random.Generator, count: int = SEGMENTS) -> list[Span]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -102,6 +103,14 @@ def bootstrap_mean(
     if not len(kept):
         return float("nan"), float("nan")
     return _interval(kept[_draws(len(kept), resamples, seed)].mean(1))
+
+
+def mean_interval(values: ArrayLike, *, seed: int = 0) -> dict[str, float]:
+    """``mean``, ``low`` and ``high`` of values [S], by :func:`bootstrap_mean`; NaN for none."""
+    kept = np.asarray(values, dtype=np.float64).ravel().tolist()
+    low, high = bootstrap_mean(kept, seed=seed)
+    mean = math.fsum(kept) / len(kept) if kept else float("nan")
+    return {"mean": mean, "low": low, "high": high}
 
 
 def _paired(*columns: ArrayLike) -> list[NDArray[np.float64]]:

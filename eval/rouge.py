@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
-from qm_vllm.eval.metrics import bootstrap_mean
+from qm_vllm.eval.metrics import mean_interval
 
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -54,13 +54,9 @@ def mean_rouge(
     NaN where there are no texts.
     """
     rows = list(scores)
-    result = {}
-    for metric in METRICS:
-        values = [row[metric] for row in rows]
-        low, high = bootstrap_mean(values, seed=seed)
-        mean = sum(values) / len(values) if values else float("nan")
-        result[metric] = {"mean": mean, "low": low, "high": high}
-    return result
+    return {
+        metric: mean_interval([row[metric] for row in rows], seed=seed) for metric in METRICS
+    }
 
 
 def implementation() -> dict[str, str | bool]:

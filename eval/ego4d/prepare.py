@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from qm_vllm.encoders import load_encoder
+from qm_vllm.encoders.features import of_width
 from qm_vllm.eval.datasets.ego4d_nlq import FEATURES_PER_SECOND, Ego4dNlq
 from qm_vllm.eval.datasets.ego4d_real import cached_features, write_spliced
 from qm_vllm.eval.datasets.ego4d_synthetic import SyntheticSpec, write_synthetic
@@ -16,6 +14,7 @@ from qm_vllm.eval.ego4d.manifest import write_manifest
 from qm_vllm.prior import PriorConfig
 from qm_vllm.prior.data import read
 from qm_vllm.prior.options import TrainOptions
+from qm_vllm.prior.side_inputs import QUERY_BUCKETS, TIME_FEATURES
 from qm_vllm.prior.trainer import Trainer
 
 FEATURES, SPLITS = "features", ("train", "val")
@@ -25,7 +24,7 @@ TRAIN = SyntheticSpec(
 """Shorter clips than those that are asked about: a step takes a third of the time."""
 VAL = SyntheticSpec(videos=16, seed=0)
 
-BINS, TIMES, WORDS = 128, 16, 1024
+BINS = 128
 LONGEST = 1024
 """Features of a clip that training reads, at most: nine minutes."""
 
@@ -74,12 +73,12 @@ def train(
             write_manifest(rows, out / name)
         manifests.append(manifest)
     data = read(manifests[:1], manifests[1:], LONGEST)
-    encoder = load_encoder(str(data.train[0].source), dtype=torch.float32)
-    encoder.name = f"features of width {encoder.hidden_size}"
+    encoder = of_width(Path(data.train[0].source))
     config = PriorConfig(
-        input_size=encoder.hidden_size + TIMES, time_features=TIMES, hidden_size=128,
-        intermediate_size=320, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
-        num_tokens=WORDS, num_time_bins=BINS, encoder=encoder.name, backward_twin=False,
+        input_size=encoder.hidden_size + TIME_FEATURES, time_features=TIME_FEATURES,
+        hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, num_tokens=QUERY_BUCKETS, num_time_bins=BINS, encoder=encoder.name,
+        backward_twin=False,
     )
     options = TrainOptions(
         minutes=minutes, batch_size=8, window_tokens=LONGEST, ratios=(0.3, 1.0),

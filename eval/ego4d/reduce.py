@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import zlib
 from dataclasses import dataclass
 
@@ -10,9 +9,9 @@ import torch
 from torch import Tensor
 
 from qm_vllm.compress import Evidence, finish, score_tokens, select
-from qm_vllm.config import QuickMergeConfig
 from qm_vllm.prior.batches import kept as kept_of
-from qm_vllm.prior.side_inputs import time_features
+from qm_vllm.prior.batches import merging
+from qm_vllm.prior.side_inputs import with_times
 
 WAYS = ("quickmerge", "random")
 
@@ -60,14 +59,4 @@ def reduce(
         protected[-1] = True
         kept = select(scores, k, protected)
         states = finish(features, evidence, scores, kept, config).states
-    if times:
-        states = torch.cat((states, time_features(kept, count, times)), 1)
-    return Reduced(states, kept, count)
-
-
-def merging(width: int) -> QuickMergeConfig:
-    """What training merges with: :class:`qm_vllm.prior.batches.BatchMaker`."""
-    return QuickMergeConfig(
-        saliency="entropy", query_visible=False, min_tokens=2, protect_first=0, protect_last=1,
-        logit_scale=math.sqrt(width), keep_roles=(),
-    )
+    return Reduced(with_times(states, kept, count, times), kept, count)

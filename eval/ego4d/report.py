@@ -10,7 +10,7 @@ from typing import Any
 from qm_vllm.eval.datasets.ego4d_nlq import Ego4dNlq
 from qm_vllm.eval.ego4d.task import Ego4dTask, chance, predictions
 from qm_vllm.eval.localisation import METRICS, write_submission
-from qm_vllm.eval.metrics import bootstrap_mean
+from qm_vllm.eval.metrics import mean_interval
 from qm_vllm.eval.ray.table import FILE, OK
 
 COMPARISON = "comparison"
@@ -53,11 +53,11 @@ def comparison(
             "way": way, "ratio": -ratio, "queries": len(group),
             "source_tokens": sum(row["source_tokens"] for row in group) / len(group),
             "kept_tokens": sum(row["kept_tokens"] for row in group) / len(group),
-            **{name: _interval([row[name] for row in group]) for name in METRICS},
+            **{name: mean_interval([row[name] for row in group]) for name in METRICS},
         })
     lines.append({
         "way": "chance", "ratio": 0.0, "queries": len(guessed[METRICS[0]]), "source_tokens": 0.0,
-        "kept_tokens": 0.0, **{name: _interval(guessed[name]) for name in METRICS},
+        "kept_tokens": 0.0, **{name: mean_interval(guessed[name]) for name in METRICS},
     })
     return lines
 
@@ -78,8 +78,3 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
         ]
         out.append(f"| {' | '.join(cells)} |")
     return "\n".join(out) + "\n"
-
-
-def _interval(values: Sequence[float]) -> dict[str, float]:
-    low, high = bootstrap_mean(list(values))
-    return {"mean": sum(values) / len(values) if values else float("nan"), "low": low, "high": high}

@@ -97,28 +97,44 @@ def booksum(
     with sentences():
         try:
             from qm_vllm.eval.ray.booksum import BookSumTask
-            from qm_vllm.eval.ray.runner import LOCAL, RunOptions
             from qm_vllm.eval.ray.work import EngineSettings
         except ImportError as error:
             raise CliError(f"{error.name} is missing; install it with {EXTRA}") from error
         folder = str(model or embedded.ensure_model())
-        shares = tuple(dict.fromkeys(numbers(ratios, "--ratios")))
         task = BookSumTask(
-            data=data, split=split, ratios=shares, tokenizer=folder, limit=limit, words=words,
-            max_tokens=max_tokens, most_tokens=max_source_tokens, min_tokens=min_tokens,
+            data=data, split=split, ratios=shares_of(ratios), tokenizer=folder, limit=limit,
+            words=words, max_tokens=max_tokens, most_tokens=max_source_tokens,
+            min_tokens=min_tokens,
         )
         settings = EngineSettings(
             model=folder, dtype=dtype, max_model_len=max_source_tokens + max_tokens,
             max_num_seqs=max_num_seqs, tensor_parallel=tensor_parallel, threads=threads,
             eager=eager,
         )
-        options = RunOptions(
-            out=out, engine=engine if replicas else LOCAL, replicas=replicas or 1,
-            address=ray_address, in_flight=in_flight or max_num_seqs, retry_failed=retry_failed,
-            scaling=_counts(scaling) if replicas else (), scaling_units=scaling_rows,
-            command=_command(),
+        options = run_options(
+            out, engine, replicas, address=ray_address, in_flight=in_flight or max_num_seqs,
+            retry_failed=retry_failed, scaling=scaling, scaling_units=scaling_rows,
         )
         carry_out(task, settings, embedded.public_name(model), options)
+
+
+def shares_of(ratios: str) -> tuple[float, ...]:
+    """The numbers of ``--ratios``, each once."""
+    return tuple(dict.fromkeys(numbers(ratios, "--ratios")))
+
+
+def run_options(out: Path, engine: str, replicas: int, *, scaling: str | None, **rest: Any) -> Any:
+    """Options of a run from those of a command; without replicas it has one engine and no Ray.
+
+    Args:
+        rest: fields of :class:`qm_vllm.eval.ray.runner.RunOptions`.
+    """
+    from qm_vllm.eval.ray.runner import LOCAL, RunOptions
+
+    return RunOptions(
+        out=out, engine=engine if replicas else LOCAL, replicas=replicas or 1,
+        scaling=_counts(scaling) if replicas else (), command=_command(), **rest,
+    )
 
 
 def carry_out(task: Any, settings: Any, model_name: str, options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qm_vllm.cli.common import CliError, errors, numbers, sentences
+from qm_vllm.cli.common import CliError, errors, sentences
 from qm_vllm.cli.evaluate import (
     EXTRA,
     AddressOption,
@@ -21,9 +21,9 @@ from qm_vllm.cli.evaluate import (
     ScalingOption,
     ScalingRowsOption,
     ThreadsOption,
-    _command,
-    _counts,
     carry_out,
+    run_options,
+    shares_of,
 )
 
 
@@ -68,7 +68,7 @@ def ego4d_nlq(
             from qm_vllm.eval.ego4d import prepare
             from qm_vllm.eval.ego4d.report import write_comparison
             from qm_vllm.eval.ego4d.task import Ego4dTask
-            from qm_vllm.eval.ray.runner import ACTORS, LOCAL, RunOptions
+            from qm_vllm.eval.ray.runner import ACTORS
             from qm_vllm.eval.ray.work import EngineSettings
             from qm_vllm.prior import PriorConfig
         except ImportError as error:
@@ -92,19 +92,18 @@ def ego4d_nlq(
             raise CliError(f"the prior in {trained.name} has no time-bin head; train one on spans")
         task = Ego4dTask(
             annotations=str(annotations), features=str(held),
-            ratios=tuple(dict.fromkeys(numbers(ratios, "--ratios"))), limit=limit,
-            width=config.input_size - config.time_features, features_per_second=features_per_second,
+            ratios=shares_of(ratios), limit=limit,
+            width=config.input_size - config.time_features,
+            features_per_second=features_per_second,
             most_tokens=config.max_position_embeddings - 64,
         )
         settings = EngineSettings(
             model=str(trained), dtype=dtype, tensor_parallel=tensor_parallel, threads=threads,
             replica="qm_vllm.eval.ego4d.replica:PriorReplica",
         )
-        options = RunOptions(
-            out=out, engine=ACTORS if replicas else LOCAL, replicas=replicas or 1,
-            address=ray_address, in_flight=in_flight or 1, retry_failed=retry_failed,
-            scaling=_counts(scaling) if replicas else (), scaling_units=scaling_rows,
-            command=_command(),
+        options = run_options(
+            out, ACTORS, replicas, address=ray_address, in_flight=in_flight or 1,
+            retry_failed=retry_failed, scaling=scaling, scaling_units=scaling_rows,
         )
         failed = None
         try:

@@ -12,11 +12,6 @@ from rich.table import Table
 
 from qm_vllm.cli.common import CliError, errors, sentences
 
-QUERY_BUCKETS = 1024
-"""Ids of hashed query words where the encoder has no tokenizer."""
-TIME_FEATURES = 16
-"""Input dimensions that say when a merged state was, where there are spans."""
-
 
 def train_prior(
     data: Annotated[
@@ -98,9 +93,8 @@ def train_prior(
 
 
 def _encoder(name: str, samples: Any, device: str) -> Any:
-    import torch
-
     from qm_vllm.encoders import load_encoder
+    from qm_vllm.encoders.features import of_width
 
     first = samples.train[0].source
     if name != "features":
@@ -112,15 +106,14 @@ def _encoder(name: str, samples: Any, device: str) -> Any:
             "--encoder features needs feature files (.pt, .npy, .safetensors) or a .jsonl that "
             "names them, not text"
         )
-    encoder = load_encoder(str(first), device=device, dtype=torch.float32)
-    encoder.name = f"features of width {encoder.hidden_size}"
-    return encoder
+    return of_width(first, device)
 
 
 def _config(
     encoder: Any, samples: Any, options: Any, layers: int, width: int, heads: int, time_bins: int
 ) -> Any:
     from qm_vllm.prior import PriorConfig
+    from qm_vllm.prior.side_inputs import QUERY_BUCKETS, TIME_FEATURES
 
     tokens, tokenizer = 0, getattr(encoder, "tokenizer", None)
     if options.target_tokens and tokenizer is None:

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qm_vllm.encoders.base import EncoderError, FrozenEncoder, Window
-from qm_vllm.encoders.forward import freeze, own_rows, run_layers, sizes
-from qm_vllm.encoders.pixels import Preprocessing, height_width, images_of
+from qm_vllm.encoders.base import EncoderError, Window
+from qm_vllm.encoders.forward import own_rows, run_layers
+from qm_vllm.encoders.pixel_encoder import PixelEncoder
+from qm_vllm.encoders.pixels import Preprocessing, height_width
 
 MODEL_TYPES = frozenset({"videomae"})
 
 
-class VideoEncoder(FrozenEncoder):
+class VideoEncoder(PixelEncoder):
     """Hidden states of a video's tubelets.
 
     Sources are the frames in order: any iterable of images, read lazily (PIL, uint8 tensors
@@ -39,18 +40,8 @@ class VideoEncoder(FrozenEncoder):
             EncoderError: the model is no VideoMAE, or its preprocessing gives other sizes than
                 it takes.
         """
+        super().__init__(model, preprocessing, name, "video", MODEL_TYPES)
         config = model.config
-        if config.model_type not in MODEL_TYPES:
-            raise EncoderError(
-                f"{name}: the model type {config.model_type!r} is no supported video encoder; "
-                f"use one of {', '.join(sorted(MODEL_TYPES))}"
-            )
-        self.name = name
-        self.num_layers, self.hidden_size = sizes(config, name)
-        weight = next(model.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
-        self.model = freeze(model, self.device)
-        self.preprocessing = preprocessing
         self.clip_frames = int(config.num_frames)
         self.tubelet_size = int(config.tubelet_size)
         height, width = height_width(config.image_size)
@@ -62,9 +53,6 @@ class VideoEncoder(FrozenEncoder):
                 f"{name}: its preprocessing gives frames of {given} pixels, but the model takes "
                 f"{(height, width)}; set crop_size or size in its preprocessor_config to that"
             )
-
-    def _windows(self, source: Any, window: int | None) -> Iterator[Window]:
-        return self._encoded(images_of(source, self.name), 1 if window is None else window)
 
     def _encoded(self, frames: Iterator[Any], clips: int) -> Iterator[Window]:
         count = start = 0

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qm_vllm.encoders.base import EncoderError, FrozenEncoder, Window
-from qm_vllm.encoders.forward import freeze, own_rows, run_layers, sizes
-from qm_vllm.encoders.pixels import Preprocessing, height_width, images_of
+from qm_vllm.encoders.base import EncoderError, Window
+from qm_vllm.encoders.forward import own_rows, run_layers
+from qm_vllm.encoders.pixel_encoder import PixelEncoder
+from qm_vllm.encoders.pixels import Preprocessing, height_width
 
 MODEL_TYPES = frozenset({"vit", "dinov2", "dinov2_with_registers"})
 
 
-class ImageEncoder(FrozenEncoder):
+class ImageEncoder(PixelEncoder):
     """Hidden states of an image's patches.
 
     Sources are one image (PIL, uint8 tensor [C, H, W], uint8 array [H, W, C]) or several: any
@@ -34,24 +35,11 @@ class ImageEncoder(FrozenEncoder):
         Raises:
             EncoderError: the model is none of the supported types.
         """
+        super().__init__(model, preprocessing, name, "image", MODEL_TYPES)
         config = model.config
-        if config.model_type not in MODEL_TYPES:
-            raise EncoderError(
-                f"{name}: the model type {config.model_type!r} is no supported image encoder; "
-                f"use one of {', '.join(sorted(MODEL_TYPES))}"
-            )
-        self.name = name
-        self.num_layers, self.hidden_size = sizes(config, name)
-        weight = next(model.parameters())
-        self.device, self.dtype = weight.device, weight.dtype
-        self.model = freeze(model, self.device)
-        self.preprocessing = preprocessing
         self.special_per_image = 1 + int(getattr(config, "num_register_tokens", 0))
         self.trained_size = height_width(config.image_size)
         self.patch_size = height_width(config.patch_size)
-
-    def _windows(self, source: Any, window: int | None) -> Iterator[Window]:
-        return self._encoded(images_of(source, self.name), 1 if window is None else window)
 
     def _encoded(self, images: Iterator[Any], per_window: int) -> Iterator[Window]:
         count = start = 0

@@ -15,7 +15,7 @@ from qm_vllm.compress import Compressed, compress
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.prior.config import PriorConfig
 from qm_vllm.prior.data import Sample
-from qm_vllm.prior.side_inputs import hashed_words, time_features
+from qm_vllm.prior.side_inputs import hashed_words, with_times
 from qm_vllm.prior.soft import layer_scores, merge_scored
 
 IGNORED = -100
@@ -57,11 +57,7 @@ class BatchMaker:
     ) -> None:
         self.encoder, self.prior = encoder, prior
         self.window_tokens, self.target_tokens = window_tokens, target_tokens
-        self.merging = QuickMergeConfig(
-            saliency="entropy", query_visible=False, min_tokens=2, protect_first=0,
-            protect_last=1, logit_scale=math.sqrt(encoder.hidden_size), keep_roles=(),
-        )
-        """Eq. 1 for rows of unit RMS: the scale is sqrt(D)."""
+        self.merging = merging(encoder.hidden_size)
         self._held: dict[Path, tuple[list[Tensor], Tensor]] = {}
         self._room = CACHE_BYTES
 
@@ -78,14 +74,15 @@ class BatchMaker:
                 layers[-1], scores, kept(count, ratio), self.merging, temperature=temperature,
                 layer_weights=layer_weights, generator=generator,
             )
-            merged.append(self._timed(soft.states, soft.kept, count))
+            merged.append(with_times(soft.states, soft.kept, count, self.prior.time_features))
             sizes.append(count)
         return self._padded(merged, samples, sum(sizes))
 
     def fixed(self, samples: Sequence[Sample], ratio: float) -> Batch:
         """A batch as inference makes it: no noise, the same every time."""
         results = [self.compressed(sample, ratio) for sample in samples]
-        merged = [self._timed(one.states, one.kept, one.num_tokens) for one in results]
+        times = self.prior.time_features
+        merged = [with_times(one.states, one.kept, one.num_tokens, times) for one in results]
         return self._padded(merged, samples, sum(one.num_tokens for one in results))
 
     def compressed(self, sample: Sample, ratio: float) -> Compressed:
@@ -121,14 +118,6 @@ class BatchMaker:
         if layers[-1].shape[0] < 1:
             raise ValueError(f"{_name(sample)} has no tokens besides special ones")
         return layers if len(layers) > 1 else layers * 2  # features have one layer
-
-    def _timed(self, states: Tensor, kept: Tensor, total: int) -> Tensor:
-        """[K, D] with the prior's time features behind each row."""
-        count = self.prior.time_features
-        if not count:
-            return states
-        times = time_features(kept.to(states.device), total, count)
-        return torch.cat((states, times.to(states.dtype)), 1)
 
     def _padded(self, merged: list[Tensor], samples: Sequence[Sample], tokens: int) -> Batch:
         states = torch.nn.utils.rnn.pad_sequence(merged, batch_first=True)
@@ -174,6 +163,17 @@ class BatchMaker:
             )["input_ids"]
             return [tokens[i] for i in ids[: self.target_tokens]]
         return []
+
+
+def merging(width: int) -> QuickMergeConfig:
+    """How states of a frozen encoder are merged, in training and after it.
+
+    Eq. 1 for rows of unit RMS: the scale is sqrt(D).
+    """
+    return QuickMergeConfig(
+        saliency="entropy", query_visible=False, min_tokens=2, protect_first=0, protect_last=1,
+        logit_scale=math.sqrt(width), keep_roles=(),
+    )
 
 
 def kept(count: int, ratio: float) -> int:

@@ -9,6 +9,11 @@ import zlib
 import torch
 from torch import Tensor
 
+TIME_FEATURES = 16
+"""Input dimensions that say when a merged state was, for a prior that is trained on spans."""
+QUERY_BUCKETS = 1024
+"""Ids of hashed query words where the encoder has no tokenizer."""
+
 _WORD = re.compile(r"\w+")
 
 
@@ -29,6 +34,14 @@ def time_features(kept: Tensor, total: int, count: int) -> Tensor:
     t = (kept.double() + 0.5) / total
     angles = math.pi * t[:, None] * 2.0 ** torch.arange(count // 2, device=kept.device)
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(1).float()
+
+
+def with_times(states: Tensor, kept: Tensor, total: int, count: int) -> Tensor:
+    """States [K, D] with their ``count`` time features behind each row; as they are for 0."""
+    if not count:
+        return states
+    times = time_features(kept.to(states.device), total, count)
+    return torch.cat((states, times.to(states.dtype)), 1)
 
 
 def hashed_words(text: str, buckets: int) -> list[int]:

@@ -12,7 +12,8 @@ from qm_vllm.eval.ego4d.replica import PriorReplica
 from qm_vllm.eval.ego4d.task import Ego4dTask
 from qm_vllm.eval.ray.table import row_of
 from qm_vllm.eval.ray.work import EngineSettings
-from qm_vllm.prior import PriorConfig, QuickMergePriorForCausalLM
+from qm_vllm.prior import PriorConfig
+from tests.priors import random_prior
 
 SPEC = SyntheticSpec(videos=2, clips_per_video=1, queries_per_clip=2, events_per_clip=3, kinds=4,
                      width=8, clip_seconds=(60, 80), event_seconds=(3.2, 8))
@@ -21,16 +22,11 @@ BINS, TIMES = 16, 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    model = QuickMergePriorForCausalLM(PriorConfig(
+    model = random_prior(PriorConfig(
         input_size=8 + TIMES, time_features=TIMES, hidden_size=128, intermediate_size=160,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, num_tokens=64,
         num_time_bins=BINS, max_position_embeddings=1024,
-    ))
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim > 1:
-                weights.normal_(std=0.2)
+    ), std=0.2, statistics=False)
     target = tmp_path_factory.mktemp("prior")
     model.save_pretrained(target)
     return target

@@ -7,6 +7,7 @@ import torch
 
 from qm_vllm.prior import PriorConfig, QuickMergePriorForCausalLM, StatePrompts
 from tests.engines import engine, scheduler_of
+from tests.priors import random_prior
 
 BLOCK, VOCABULARY = 32, 64
 LENGTHS = (1, 5, 16, 40, 33)
@@ -14,20 +15,14 @@ LENGTHS = (1, 5, 16, 40, 33)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    model = QuickMergePriorForCausalLM(
+    model = random_prior(
         PriorConfig(
             input_size=24, hidden_size=128, intermediate_size=192, num_hidden_layers=3,
             num_attention_heads=4, num_key_value_heads=4, num_tokens=50, num_classes=4,
             num_time_bins=10, max_position_embeddings=512,
-        )
+        ),
+        std=0.15,
     )
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim > 1:
-                weights.normal_(std=0.15)
-        model.state_mean.normal_()
-        model.state_std.uniform_(0.5, 2)
     target = tmp_path_factory.mktemp("prior")
     model.save_pretrained(target)
     return target

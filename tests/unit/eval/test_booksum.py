@@ -9,9 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from qm_vllm.eval.datasets import DataSetError
 from qm_vllm.eval.datasets.booksum import (
@@ -25,6 +23,7 @@ from qm_vllm.eval.datasets.booksum import (
     open_booksum,
 )
 from qm_vllm.eval.datasets.rows import records, unusable, within_length
+from tests.unit.eval.record_files import write_records
 
 FIXTURE = Path(__file__).parent / "data" / "booksum_columns.csv"
 FORMATS = ("csv", "jsonl", "parquet")
@@ -42,17 +41,7 @@ def fixture_records() -> list[dict[str, Any]]:
 
 
 def write(folder: Path, kind: str, held: list[dict[str, Any]], name: str = "test") -> Path:
-    file = folder / f"{name}.{kind}"
-    if kind == "parquet":
-        parquet.write_table(pa.Table.from_pylist(held), file)
-    elif kind == "jsonl":
-        file.write_text("".join(json.dumps(record) + "\n" for record in held), encoding="utf-8")
-    else:
-        with file.open("w", encoding="utf-8", newline="") as lines:
-            writer = csv.DictWriter(lines, list(held[0]))
-            writer.writeheader()
-            writer.writerows(held)
-    return file
+    return write_records(folder / f"{name}.{kind}", held)
 
 
 def test_fixture_has_the_published_columns() -> None:

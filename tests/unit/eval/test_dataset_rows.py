@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 import sys
 from pathlib import Path
@@ -18,22 +16,14 @@ from pyarrow import parquet
 from qm_vllm.eval.datasets import DataSetError
 from qm_vllm.eval.datasets.booksum import open_booksum
 from qm_vllm.eval.datasets.rows import BATCH, files_of, records
+from tests.unit.eval.record_files import write_records
 
 KINDS = ("parquet", "csv", "jsonl")
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 
 
 def write(file: Path, held: list[dict[str, Any]]) -> Path:
-    if file.suffix == ".parquet":
-        parquet.write_table(pa.Table.from_pylist(held), file, row_group_size=7)
-    elif file.suffix == ".jsonl":
-        file.write_text("".join(json.dumps(record) + "\n" for record in held))
-    else:
-        with file.open("w", encoding="utf-8", newline="") as lines:
-            writer = csv.DictWriter(lines, list(held[0]))
-            writer.writeheader()
-            writer.writerows(held)
-    return file
+    return write_records(file, held, row_group_size=7)
 
 
 def read(file: Path, *required: str) -> list[tuple[dict[str, Any], str]]:

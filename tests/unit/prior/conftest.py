@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from qm_vllm.encoders import Window
-from qm_vllm.prior import PriorConfig, QuickMergePriorForCausalLM
+from qm_vllm.prior import PriorConfig
+from tests.priors import random_prior
 
 
 def shape(**changes):
@@ -21,15 +22,7 @@ def shape(**changes):
 
 def make(seed=0, **changes):
     """A prior whose weights are large enough to matter."""
-    torch.manual_seed(seed)
-    model = QuickMergePriorForCausalLM(shape(**changes)).eval()
-    with torch.no_grad():
-        for weights in model.parameters():
-            if weights.ndim > 1:
-                weights.normal_(std=0.3)
-        model.state_mean.normal_()
-        model.state_std.uniform_(0.5, 2.0)
-    return model
+    return random_prior(shape(**changes), std=0.3, seed=seed)
 
 
 @pytest.fixture
