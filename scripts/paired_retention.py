@@ -14,10 +14,10 @@ import csv
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-RESAMPLES = 2000
+from qm_vllm.eval.metrics import bootstrap_retention, retention
+
 REFERENCES = ("none", "plain")
 
 
@@ -26,21 +26,19 @@ def differences(frame: pd.DataFrame, base: str) -> list[dict[str, object]]:
     nll = frame.set_index(["method", "ratio", "sample_id"]).nll
     family = frame.drop_duplicates("sample_id").set_index("sample_id").family
     gained = nll["none"].droplevel(0) - nll["plain"].droplevel(0)
-    chooser = np.random.default_rng(0)
     rows: list[dict[str, object]] = []
     methods = [name for name in frame.method.unique() if name not in (*REFERENCES, base)]
     for ratio in sorted(nll[base].index.unique(level=0), reverse=True):
         for method in methods:
-            change = (nll[base][ratio] - nll[method][ratio]).dropna()
+            both = pd.DataFrame({"base": nll[base][ratio], "other": nll[method][ratio]}).dropna()
             for name in sorted(family.unique()):
-                ids = change.index.intersection(family.index[family == name])
-                better, whole = change[ids].to_numpy(), gained[ids].to_numpy()
-                drawn = chooser.integers(0, len(ids), (RESAMPLES, len(ids)))
-                shares = better[drawn].mean(1) / whole[drawn].mean(1)
-                low, high = np.quantile(shares, (0.025, 0.975))
+                held = both.loc[both.index.intersection(family.index[family == name])]
+                # The difference is a retention: what the base lacks of it, over the same benefit.
+                columns = (held.base, held.other, held.base - gained[held.index])
+                low, high = bootstrap_retention(*columns)
                 rows.append({
-                    "ratio": ratio, "method": method, "family": name, "samples": len(ids),
-                    "difference": better.mean() / whole.mean(), "low": low, "high": high,
+                    "ratio": ratio, "method": method, "family": name, "samples": len(held),
+                    "difference": retention(*columns), "low": low, "high": high,
                 })
     return rows
 
