@@ -75,6 +75,13 @@ class Soak:
     async def _load(self) -> None:
         deadline = time.monotonic() + LOAD_SHARE * self.seconds
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(None)) as session:
+            # However fast the machine is, some requests are preempted.
+            crowd = self.traffic.crowd(self.server.num_blocks())
+            answers = await asyncio.gather(
+                *(send(session, self.server.address, ask) for ask in crowd)
+            )
+            for ask, answer in zip(crowd, answers, strict=True):
+                await self._note(ask, answer)
             await asyncio.gather(*(
                 self._client(session, random.Random(self.seed * 1000 + i), deadline)
                 for i in range(self.clients)

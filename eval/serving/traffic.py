@@ -92,6 +92,23 @@ class Traffic:
         ids = [pick.randrange(100, self.vocabulary) for _ in range(length)]
         return Ask(COMPLETIONS, body | {"prompt": ids}, greedy)
 
+    def crowd(self, blocks: int, block_size: int = 32, count: int = 4) -> list[Ask]:
+        """Plain requests that fit into a cache of so many blocks together, and outgrow it.
+
+        Their prompts leave two blocks each; their answers need four.
+        """
+        tokens = (blocks // count - 2) * block_size
+        body = {
+            "model": self.model, "max_tokens": 4 * block_size, "temperature": 0,
+            "ignore_eos": True, "kv_transfer_params": {"quickmerge": {"enabled": False}},
+        }
+        return [
+            Ask(COMPLETIONS, body | {
+                "prompt": [self.random.randrange(3, self.vocabulary) for _ in range(tokens)]
+            })
+            for _ in range(count)
+        ]
+
     def bad(self) -> Ask:
         """A request that has to be refused with a 4xx."""
         pick = self.random
