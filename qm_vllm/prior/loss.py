@@ -61,7 +61,7 @@ def l_ar(
     inputs = inputs.masked_fill(~inside[..., None], 0)
     embedded = model.forward_stack.input_proj(inputs)
     if targets is not None:
-        embedded = _with_targets(model, embedded, lengths, targets)
+        embedded = with_targets(model, embedded, lengths, targets)
     hidden = model.forward_stack(embedded)
     pairs = inside[:, 1:]
     ahead = model.forward_stack.state_head(hidden[:, : inputs.shape[1] - 1])
@@ -108,7 +108,7 @@ def reverse(states: Tensor, lengths: Tensor) -> Tensor:
     return states.gather(1, index[..., None].expand_as(states))
 
 
-def _with_targets(
+def with_targets(
     model: QuickMergePriorForCausalLM, embedded: Tensor, lengths: Tensor, targets: Tensor
 ) -> Tensor:
     """[B, K_max + M - 1, H]: each row's K embedded states, then all its targets but the last."""
