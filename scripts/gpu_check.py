@@ -160,11 +160,11 @@ def benchmark(name: str, found: dict[str, Any], *arguments: str) -> list[dict[st
     return rows
 
 
-def prefill(found: dict[str, Any], lengths: str) -> list[Row]:
+def prefill(found: dict[str, Any], lengths: str, *mode: str) -> list[Row]:
     """Time to first token, interleaved."""
     longest = max(int(n) for n in lengths.split(","))
     rows = benchmark("prefill", found, "--lengths", lengths, "--runs", "5",
-                     "--encoder-chunk-tokens", "8192", "--kv-gib", str(2 + longest // 6144))
+                     "--encoder-chunk-tokens", "8192", "--kv-gib", str(2 + longest // 6144), *mode)
     return [
         (f"TTFT, 8B shape, N = {row['n']:,}, K = {row['kept']:,}",
          f"{1e3 * row['plain_ttft_s']:.0f} ms plain, {1e3 * row['quickmerge_ttft_s']:.0f} ms "
@@ -173,10 +173,11 @@ def prefill(found: dict[str, Any], lengths: str) -> list[Row]:
     ]
 
 
-def saturation(found: dict[str, Any]) -> list[Row]:
+def saturation(found: dict[str, Any], *mode: str) -> list[Row]:
     """Throughput with more requests than a fixed KV cache holds."""
     rows = benchmark("saturation", found, "--requests", "96", "--fit", "16", "--length", "2048",
-                     "--output", "128", "--chunk", "8192", "--runs", "2", "--ratio", "0.4")
+                     "--output", "128", "--chunk", "8192", "--runs", "2", "--ratio", "0.4",
+                     *mode)
     plain, ours = (row["requests/s"] for row in rows)
     return [("throughput in a fixed KV cache, N = 2,048, 128 output tokens, ratio 0.4",
              f"{plain:.1f} requests/s plain, {ours:.1f} compressed: {ours / plain:.2f}x", True)]
@@ -188,6 +189,8 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--lengths", default="2048,8192,32768", help="of the prefill part")
+    parser.add_argument("--eager", action="store_true",
+                        help="prefill and saturation without compilation; starts much faster")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     import torch
@@ -198,11 +201,13 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d")}
+    mode = ("--enforce-eager",) if args.eager else ()
     parts = {
         "floor": lambda: floor(found), "entropy": lambda: entropy(found),
         "v1": lambda: tests("v1", found, args.workers),
         "v2": lambda: tests("v2", found, args.workers),
-        "prefill": lambda: prefill(found, args.lengths), "saturation": lambda: saturation(found),
+        "prefill": lambda: prefill(found, args.lengths, *mode),
+        "saturation": lambda: saturation(found, *mode),
     }
     rows: list[Row] = []
     for name in args.only.split(","):

@@ -46,9 +46,12 @@ def truth(states, weights):
     return e @ weights.double(), (e * d) @ weights.double()
 
 
-def close(got, exact):
-    """A cosine's rounding times the scale, 24 x 1e-7, is the relative error of each e_ij."""
-    room = 1e-5 * (exact[0] + exact[1].abs()) + 1e-12
+def close(got, exact, exact_to=1e-5):
+    """A cosine's rounding times the scale, 24 x 1e-7, is the relative error of each e_ij.
+
+    The 16-bit units of a GPU do not add up in full float32.
+    """
+    room = exact_to * (exact[0] + exact[1].abs()) + 1e-12
     for mine, wanted in zip(got, exact, strict=True):
         assert bool(((mine - wanted).abs() <= room).all())
 
@@ -84,7 +87,8 @@ def test_equals_float64_for_any_shape(kernel, count, width, seed, dtype):
     weights = torch.rand(count, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
     rows, inverse = kernel.scaled_rows(states)
     got = kernel.off_diagonal_sums(rows, inverse, weights, SCALE)
-    close(got, truth(states, weights))
+    halves = CUDA and dtype != torch.float32
+    close(got, truth(states, weights), 1e-4 if halves else 1e-5)
 
 
 @needs_triton
