@@ -114,21 +114,34 @@ def target_nats(
 
 @torch.inference_mode()
 def sampled(
-    trained: Trained, split: Split, count: int, batch: int, seed: int, device: torch.device
+    trained: Trained, split: Split, count: int, batch: int, seed: int, device: torch.device, *,
+    greedy: bool = False, end: int | None = None,
 ) -> Tensor:
-    """Ids [S, count] that the decoder makes up after each row's tokens, drawn at temperature 1."""
+    """Ids [S, count] that the decoder makes up after each row's tokens, drawn at temperature 1.
+
+    Args:
+        greedy: take the likeliest id instead; the seed is not used.
+        end: the id that ends a row; the rest of the row is filled with it.
+    """
     made = []
     generator = torch.Generator(device=device).manual_seed(seed)
     for rows in torch.arange(len(split)).split(batch):
         tokens = trained.method(split.source(rows, device))
         ids = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
+        ended = torch.zeros(len(rows), 1, dtype=torch.bool, device=device)
         for _ in range(count):
             # The id after the last one given is not known yet: any value holds its place.
             ahead = torch.nn.functional.pad(ids, (0, 1))
             logits = _logits(trained.decoder, tokens, ahead)[:, -1].float()
-            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            drawn = (logits.argmax(-1, keepdim=True) if greedy
+                     else torch.multinomial(logits.softmax(-1), 1, generator=generator))
+            if end is not None:
+                drawn = drawn.masked_fill(ended, end)
+                ended |= drawn == end
             ids = torch.cat((ids, drawn), 1)
-        made.append(ids.cpu())
+            if bool(ended.all()):
+                break
+        made.append(torch.nn.functional.pad(ids, (0, count - ids.shape[1]), value=end or 0).cpu())
     return torch.cat(made)
 
 

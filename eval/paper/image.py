@@ -59,7 +59,8 @@ def _split(images: Iterable[Tensor], labels: Tensor, encoder: Any, side: int) ->
 def pixels(images: Tensor, side: int) -> Tensor:
     """uint8 [B, H, W(, 3)] as float [B, 3, side, side], bicubic, with ImageNet's mean and scale."""
     planes = images.float() / 255
-    planes = planes[:, None].expand(-1, 3, -1, -1) if planes.ndim == 3 else planes.permute(0, 3, 1, 2)
+    grey_ones = planes.ndim == 3
+    planes = planes[:, None].expand(-1, 3, -1, -1) if grey_ones else planes.permute(0, 3, 1, 2)
     planes = functional.interpolate(
         planes, (side, side), mode="bicubic", antialias=True, align_corners=False
     ).clamp(0, 1)

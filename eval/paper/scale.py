@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 CONTEXT = 128
-"""N of the text and of the video task, as in the paper's Table 3 (the image task has 64 patches)."""
+"""N of the text and the video task, as in the paper's Table 3; the image task has 64 patches."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ SMALL = Scale(
     seeds=(0, 1, 2), text=(2400, 512), images=(2400, 600), video=(1200, 512),
 )
 PAPER_DECODER = replace(
-    SMALL, name="medium", layers=6, width=512, heads=8, steps=1500, batch=32, learning_rate=5e-4,
+    SMALL, name="medium", layers=6, width=512, heads=8, steps=400, batch=64, learning_rate=5e-4,
     text=(5600, 1024), images=(12000, 2000), video=(1600, 640),
 )
 FULL = replace(
-    PAPER_DECODER, name="full", steps=50_000, batch=64, text=(800_000, 4096),
-    images=(1_281_167, 50_000), video=(9_537, 3_783), image_side=224, video_side=224,
+    PAPER_DECODER, name="full", steps=50_000, batch=64, text=(100_000, 4096),
+    images=(100_000, 10_000), video=(9_537, 3_783), image_side=224, video_side=224,
 )
 SCALES = {scale.name: scale for scale in (SMOKE, SMALL, PAPER_DECODER, FULL)}
 """smoke: minutes, for CI. small: under an hour on two cores. medium: the paper's decoder on the

@@ -115,7 +115,7 @@ def _image(scale: Scale, paths: DataPaths, device: torch.device) -> Prepared:
     if scale.name == "smoke":
         train, test = (_batched(*_drawn_images(count, seed))
                        for seed, count in enumerate(scale.images))
-        return image.prepare(train, test, encoder, scale.image_side, "bars drawn in four directions")
+        return image.prepare(train, test, encoder, scale.image_side, "bars in four directions")
     file = cache_folder() / "images" / "fashion_mnist.npz"
     if not file.is_file():
         raise DataSetError(f"there is no {file}; run scripts/fetch_images.sh")

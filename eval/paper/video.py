@@ -117,7 +117,9 @@ def of_clips(train: list[Clip], test: list[Clip], *, encoder: str, data: str) ->
             raw, torch.full((count,), raw.shape[1]), nearest(real, codes),
             torch.full((count,), float(WANTED)), real, torch.zeros(count),
         ))
-    return Prepared("video", *splits, vocabulary=len(codes), data=data, encoder=encoder, codes=codes)
+    return Prepared(
+        "video", *splits, vocabulary=len(codes), data=data, encoder=encoder, codes=codes
+    )
 
 
 def centres(rows: Tensor, count: int, seed: int, rounds: int = 30) -> Tensor:

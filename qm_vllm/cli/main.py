@@ -13,6 +13,7 @@ from qm_vllm.cli.demo import demo
 from qm_vllm.cli.doctor import doctor
 from qm_vllm.cli.evaluate import app as evaluations
 from qm_vllm.cli.evaluate_ego4d import ego4d_nlq
+from qm_vllm.cli.evaluate_paper import paper_claims, paper_tables
 from qm_vllm.cli.generate import generate
 from qm_vllm.cli.inspect import inspect
 from qm_vllm.cli.serve import serve
@@ -34,6 +35,8 @@ app.command(context_settings=PASS_THROUGH)(serve)
 app.command()(inspect)
 app.command()(compare)
 evaluations.command()(ego4d_nlq)
+evaluations.command()(paper_tables)
+evaluations.command()(paper_claims)
 app.add_typer(evaluations, name="eval")
 app.command()(calibrate)
 app.command()(train_prior)
