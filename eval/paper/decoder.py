@@ -127,12 +127,11 @@ def sampled(
     generator = torch.Generator(device=device).manual_seed(seed)
     for rows in torch.arange(len(split)).split(batch):
         tokens = trained.method(split.source(rows, device))
+        writer = _Writer(trained.decoder, tokens)
         ids = torch.zeros(len(rows), 0, dtype=torch.long, device=device)
         ended = torch.zeros(len(rows), 1, dtype=torch.bool, device=device)
         for _ in range(count):
-            # The id after the last one given is not known yet: any value holds its place.
-            ahead = torch.nn.functional.pad(ids, (0, 1))
-            logits = _logits(trained.decoder, tokens, ahead)[:, -1].float()
+            logits = writer.logits(ids[:, -1:])
             drawn = (logits.argmax(-1, keepdim=True) if greedy
                      else torch.multinomial(logits.softmax(-1), 1, generator=generator))
             if end is not None:
@@ -143,6 +142,41 @@ def sampled(
                 break
         made.append(torch.nn.functional.pad(ids, (0, count - ids.shape[1]), value=end or 0).cpu())
     return torch.cat(made)
+
+
+class _Writer:
+    """Says id after id behind a batch's tokens, each position computed once."""
+
+    def __init__(self, decoder: QuickMergePriorForCausalLM, tokens: Tokens) -> None:
+        from transformers import DynamicCache
+
+        self.decoder, self.tokens, self.cache = decoder, tokens, DynamicCache()
+        steps = torch.arange(tokens.states.shape[1], device=tokens.states.device)
+        self.inside = (steps < tokens.lengths[:, None]).long()
+        self.said = 0
+
+    def logits(self, last: Tensor) -> Tensor:
+        """[B, V] for the next id; ``last`` is what was said before it, [B, 1], at first [B, 0]."""
+        stack, lengths = self.decoder.forward_stack, self.tokens.lengths
+        if last.shape[1]:
+            embedded = self.decoder.get_input_embeddings()(last)
+            places = (lengths + self.said)[:, None]
+            self.said += 1
+            self.inside = torch.nn.functional.pad(self.inside, (0, 1), value=1)
+        else:
+            inputs = self.decoder.standardised(self.tokens.states)
+            embedded = stack.input_proj(inputs.masked_fill(self.inside[..., None] == 0, 0))
+            places = torch.arange(embedded.shape[1], device=embedded.device)
+            places = places.expand(len(lengths), -1)
+        hidden = stack.model(
+            inputs_embeds=embedded, attention_mask=self.inside, position_ids=places,
+            past_key_values=self.cache, use_cache=True,
+        ).last_hidden_state
+        if not last.shape[1]:
+            at = (lengths - 1)[:, None, None].expand(-1, 1, hidden.shape[2])
+            hidden = hidden.gather(1, at)
+        found: Tensor = self.decoder.lm_head(hidden[:, -1]).float()
+        return found
 
 
 def _logits(decoder: QuickMergePriorForCausalLM, tokens: Tokens, targets: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ SMOKE = Scale(
     text=(32, 16), images=(40, 20), video=(32, 16),
 )
 SMALL = Scale(
-    "small", layers=2, width=256, heads=4, steps=150, batch=16, learning_rate=1e-3,
+    "small", layers=2, width=192, heads=4, steps=100, batch=16, learning_rate=1e-3,
     seeds=(0, 1, 2), text=(2400, 512), images=(2400, 600), video=(1200, 512),
 )
 PAPER_DECODER = replace(
