@@ -61,7 +61,7 @@ class QuickMerge(Method):
     def budgets(self, source: Source) -> Tensor:
         """K of each sequence: int64 [B]."""
         batch, count = source.saliency.shape
-        if not self.entropy_budget:
+        if not self.entropy_budget or self.alpha is None:
             k = min(count, max(1, math.ceil(count / self.factor - 1e-9)))
             return torch.full((batch,), k, device=source.saliency.device)
         return (source.absolute >= self.alpha).sum(1).clamp(min(MIN_KEPT, count), count)

@@ -33,6 +33,10 @@ class VqVae(Method):
         commitment: weight of the commitment loss (the paper's beta).
     """
 
+    mean: Tensor
+    variance: Tensor
+    steps: Tensor
+
     def __init__(
         self, width: int, num_codes: int = 512, code_width: int = 64, stride: int = 1,
         hidden: int = 256, commitment: float = 0.25,
@@ -76,12 +80,12 @@ class VqVae(Method):
     def forward(self, source: Source, noise: Noise | None = None) -> Tokens:
         """[B, T_max, W], one token a run of equal codes."""
         states = source.states
-        learns = self.training and noise is not None
-        if learns:
+        learning = noise if self.training else None
+        if learning is not None:
             self._observe(states)
         target, encoded = self.encode(states)
-        if learns:
-            self.codebook.begin(encoded.detach(), noise.generator)
+        if learning is not None:
+            self.codebook.begin(encoded.detach(), learning.generator)
         codes = self.codebook.nearest(encoded)
         vectors = self.codebook.vectors[codes]
         through = encoded + (vectors - encoded).detach()
@@ -89,8 +93,8 @@ class VqVae(Method):
         if noise is not None:
             rebuilt = self.decode(through, states.shape[1])
             loss = F.mse_loss(rebuilt, target) + self.commitment * F.mse_loss(encoded, vectors)
-        if learns:
-            self.codebook.update(encoded.detach(), codes, noise.generator)
+        if learning is not None:
+            self.codebook.update(encoded.detach(), codes, learning.generator)
         tokens, lengths = collapse(through, codes)
         return Tokens(tokens, lengths, loss)
 
@@ -120,6 +124,11 @@ class Codebook(nn.Module):
         smoothing: added to each count.
         restart_below: a code dies under this share of the mean count.
     """
+
+    vectors: Tensor
+    sums: Tensor
+    counts: Tensor
+    begun: Tensor
 
     def __init__(
         self, num_codes: int, width: int, decay: float = 0.99, smoothing: float = 1e-5,

@@ -30,18 +30,19 @@ def prepare(
         side: pixels that images are resized to; a multiple of the patch size.
     """
     classes = int(max(train[1].max(), test[1].max())) + 1
-    splits = [
-        _split(images, labels, encoder, side) for images, labels in (train, test)
-    ]
+    first, second = (_split(images, labels, encoder, side) for images, labels in (train, test))
     return Prepared(
-        "image", *splits, vocabulary=classes, data=data, encoder=encoder.name,
+        "image", first, second, vocabulary=classes, data=data, encoder=encoder.name,
         codes=torch.empty(0),
     )
 
 
 @torch.inference_mode()
 def _split(images: Iterable[Tensor], labels: Tensor, encoder: Any, side: int) -> Split:
-    states, relative, absolute, raw = [], [], [], []
+    states: list[Tensor] = []
+    raw: list[Tensor] = []
+    relative: list[Tensor] = []
+    absolute: list[Tensor] = []
     for part in images:
         layers = patch_states(pixels(part, side), encoder)
         states.append(layers[-1].half().cpu())

@@ -91,6 +91,7 @@ def _costs(rows: Rows) -> Any:
     """Baseline and QuickMerge++ side by side for each shape."""
     columns = {"latency_ms": "latency of a decoded token (ms)", "ttft_ms": "TTFT (ms)",
                "kv_mb": "KV memory (MB)"}
+    columns = {name: title for name, title in columns.items() if any(r.get(name) for r in rows)}
     figure, panels = _panels(len(columns))
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     for panel, (column, title) in zip(panels, columns.items(), strict=True):

@@ -50,14 +50,13 @@ def write(
         The files, the page first. A table without rows has no file.
     """
     out.mkdir(parents=True, exist_ok=True)
-    held: dict[int, Rows] = dict(others)
+    held: dict[int, Rows] = {number: rows for number, rows in others.items() if rows}
     if cells:
         held |= {1: tables.table_1(cells), 2: tables.table_2(cells)}
         write_csv(out / "cells.csv", cells)
     written = []
     for number, rows in sorted(held.items()):
-        if rows:
-            written.append(write_csv(out / f"table{number}.csv", rows))
+        written.append(write_csv(out / f"table{number}.csv", rows))
     pictures = plots.draw(out / "plots", held)
     text = markdown(held, facts)
     (out / "tables.md").write_text(text, encoding="utf-8")

@@ -50,9 +50,11 @@ def prepare(
     table = torch.full((size,), len(pieces))
     table[pieces] = torch.arange(len(pieces))
     unseen = math.log(max(1, size - len(pieces)))
-    splits = [_split(windows, encoder, num_tokens, table, len(pieces), unseen) for windows in cut]
+    first, second = (
+        _split(windows, encoder, num_tokens, table, len(pieces), unseen) for windows in cut
+    )
     return Prepared(
-        "text", *splits, vocabulary=len(pieces) + 1, data=data, encoder=encoder.name,
+        "text", first, second, vocabulary=len(pieces) + 1, data=data, encoder=encoder.name,
         codes=torch.empty(0),
     )
 
@@ -81,7 +83,9 @@ def _split(
     unknown: int, unseen: float,
 ) -> Split:
     ids = torch.tensor([row for row, _ in windows])
-    states, relative, absolute = [], [], []
+    states: list[Tensor] = []
+    relative: list[Tensor] = []
+    absolute: list[Tensor] = []
     first, last = encoder.tokenizer.cls_token_id, encoder.tokenizer.sep_token_id
     for part in ids[:, :num_tokens].split(64):
         around = torch.nn.functional.pad(part, (1, 0), value=first)

@@ -107,18 +107,21 @@ class Clip:
 def of_clips(train: list[Clip], test: list[Clip], *, encoder: str, data: str) -> Prepared:
     """The task from clips; the codes are centres of the training clips' later frames."""
     codes = centres(torch.cat([clip.later for clip in train]), CODES, seed=0)
-    splits = []
-    for clips in (train, test):
-        real, count = torch.stack([clip.later for clip in clips]), len(clips)
-        raw = torch.stack([clip.raw for clip in clips])
-        splits.append(Split(
-            *(torch.stack([getattr(clip, name) for clip in clips])
-              for name in ("states", "saliency", "absolute")),
-            raw, torch.full((count,), raw.shape[1]), nearest(real, codes),
-            torch.full((count,), float(WANTED)), real, torch.zeros(count),
-        ))
+    first, second = _split(train, codes), _split(test, codes)
     return Prepared(
-        "video", *splits, vocabulary=len(codes), data=data, encoder=encoder, codes=codes
+        "video", first, second, vocabulary=len(codes), data=data, encoder=encoder, codes=codes
+    )
+
+
+def _split(clips: list[Clip], codes: Tensor) -> Split:
+    def stacked(name: str) -> Tensor:
+        return torch.stack([getattr(clip, name) for clip in clips])
+
+    raw, real, count = stacked("raw"), stacked("later"), len(clips)
+    return Split(
+        stacked("states"), stacked("saliency"), stacked("absolute"), raw,
+        torch.full((count,), raw.shape[1]), nearest(real, codes),
+        torch.full((count,), float(WANTED)), real, torch.zeros(count),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -103,7 +104,7 @@ def paper_claims(out: OutOption) -> None:
             raise CliError(str(error)) from error
 
 
-def _of(text: str, option: str, known: list[str] | tuple[str, ...]) -> list[str]:
+def _of(text: str, option: str, known: Sequence[str]) -> Sequence[str]:
     chosen = names(text, option)
     for name in chosen:
         if name not in known:

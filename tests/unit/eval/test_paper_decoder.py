@@ -68,7 +68,7 @@ def test_likelihoods_do_not_depend_on_the_batch(trained):
 
 
 def test_greedy_ids_are_the_likeliest_under_teacher_forcing(trained):
-    """What it says with its cache, fed back as targets, is what it finds likeliest at each place."""
+    """What it says with its cache, fed back as targets, is the likeliest at each place."""
     data = split(9, 3)
     ids = sampled(trained, data, 5, 4, 0, CPU, greedy=True)
     assert ids.shape == (9, 5)
