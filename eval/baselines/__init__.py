@@ -78,6 +78,7 @@ _TABLE_1: dict[str, Callable[[Spec], Method]] = {
 _CONTROLS: dict[str, Callable[[Spec], Method]] = {
     "fixed patches at 2.37x": lambda spec: FixedPatches(spec.width, spec.factor),
     "random tokens at 2.37x": lambda spec: RandomTokens(spec.width, _quickmerge(spec)),
+    "random tokens, AR prior": lambda spec: RandomTokens(spec.width, _quickmerge(spec), True),
     "no context": lambda spec: NoContext(spec.width),
 }
 _ABLATIONS: dict[str, Callable[[Spec], Method]] = {

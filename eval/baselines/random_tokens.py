@@ -22,11 +22,14 @@ class RandomTokens(Method):
     Args:
         width: D, which is also W.
         like: gives the budgets and epsilon.
+        aligned: whether the decoder is trained to predict the tokens too (L_AR), as with
+            QuickMerge++: then the choice of tokens is all that differs.
     """
 
-    def __init__(self, width: int, like: QuickMerge) -> None:
+    def __init__(self, width: int, like: QuickMerge, aligned: bool = False) -> None:
         super().__init__()
         self.name, self.width, self.like = f"random tokens at {like.factor:g}x", width, like
+        self.aligned = aligned
 
     def anchors(self, source: Source, noise: Noise | None = None) -> Tensor:
         """Whether a token is kept: bool [B, N]."""

@@ -72,9 +72,11 @@ def _row(
         values = [cell[metric] for cell in mine if cell["task"] == task]
         row[metric], row[f"{metric}_std"] = mean_std(values)
         row[f"rate_{task}"] = mean_std([c["rate"] for c in mine if c["task"] == task])[0]
-    rates = [row[f"rate_{task}"] for task in METRICS if row[f"rate_{task}"] is not None]
-    row["rate"], row["rate_std"] = mean_std(rates)
-    row["seeds"] = len({cell["seed"] for cell in mine})
+    seeds = sorted({cell["seed"] for cell in mine})
+    row["rate"], row["rate_std"] = mean_std([
+        statistics.fmean(cell["rate"] for cell in mine if cell["seed"] == seed) for seed in seeds
+    ])
+    row["seeds"] = len(seeds)
     for metric, value in zip(METRICS.values(), paper or (None, None, None), strict=True):
         row[f"paper_{metric}"] = value
     row["paper_rate"] = PAPER_RATES.get(name)
