@@ -38,7 +38,7 @@ def test_smoke_writes_five_tables_and_goes_on_where_it_was(smollm2, tmp_path):
     ours = next(row for row in held[1] if row["method"] == "QuickMerge++")
     assert 1.5 < float(ours["rate"]) < 3.5
     assert all(float(ours[name]) > 0 for name in ("ppl", "accuracy", "fvd"))
-    assert [row["method"] for row in held[2]][0] == "QuickMerge++"
+    assert held[2][0]["method"] == "QuickMerge++"
     plain, merged = held[3][:2]
     assert (plain["method"], merged["method"]) == ("baseline", "quickmerge")
     assert float(merged["kv_mb"]) < float(plain["kv_mb"])
