@@ -49,13 +49,13 @@ def imagenet(
     path = _given("imagenet", source)
     found = []
     for split, count in zip(("train", "validation"), counts, strict=True):
-        rows = _spread(list(_usable(open_imagenet(path, split))), count)
+        rows = spread(list(_usable(open_imagenet(path, split))), count)
         labels = torch.tensor([row.label for row in rows])
-        found.append((_Images([row.image for row in rows], side), labels))
+        found.append((Images([row.image for row in rows], side), labels))
     return found[0], found[1]
 
 
-class _Images:
+class Images:
     """Batches uint8 [B, side, side, 3] of image files, decoded when they are asked for."""
 
     def __init__(self, paths: list[Any], side: int) -> None:
@@ -79,7 +79,7 @@ def ucf101(source: str | None, encoder: Any, scale: Scale) -> Prepared:
     sides = []
     for split, count in zip(("train", "test"), scale.video, strict=True):
         clips = []
-        for row in _spread(list(_usable(open_ucf101(path, split))), count):
+        for row in spread(list(_usable(open_ucf101(path, split))), count):
             shown = list(frames(row.video, 25.0))
             if len(shown) < video.SPAN:
                 continue
@@ -103,7 +103,7 @@ def _usable(rows: Iterable[Row]) -> Iterator[Row]:
     return (row for row in rows if row.usable)
 
 
-def _spread(rows: list[Row], count: int) -> list[Row]:
+def spread(rows: list[Row], count: int) -> list[Row]:
     """Up to ``count`` rows, evenly over all of them."""
     count = min(count, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]

@@ -60,7 +60,8 @@ def run(options: Options, say: Say = lambda line: None) -> list[Path]:
         cells = journal.table()
     found: dict[int, list[dict[str, Any]]] = {}
     if 3 in options.tables:
-        found[3] = _once(out / "table3.json", lambda: table3.measure(_table3(options), say))
+        settings = table3.SCALES[options.scale.name]
+        found[3] = _once(out / "table3.json", lambda: table3.measure(settings, say))
     if 4 in options.tables:
         found[4] = table4.rows(options.scale, out, options.table4, say)
     if 5 in options.tables:
@@ -93,10 +94,6 @@ def _cells(options: Options, journal: Journal, say: Say) -> Iterator[Mapping[str
             [(task, name, scale, options.paths, seed, options.device) for seed, name in wanted],
             options.workers, say,
         )
-
-
-def _table3(options: Options) -> table3.Table3Settings:
-    return table3.SCALES["full" if options.scale.name == "medium" else options.scale.name]
 
 
 def _once(file: Path, work: Callable[[], Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

@@ -100,7 +100,7 @@ def captions(
     told = [[row.references[at % len(row.references)] for at, row in enumerate(side)]
             for side in sides]
     words = Captions(tokenizer, told[0])
-    shown = [(full._Images([row.image for row in side], scale.image_side), torch.zeros(len(side)))
+    shown = [(full.Images([row.image for row in side], scale.image_side), torch.zeros(len(side)))
              for side in sides]
     pictures = image.prepare(shown[0], shown[1], encoder, scale.image_side, "MSCOCO captions")
     prepared = replace(
@@ -189,7 +189,7 @@ def _chosen(rows: Iterable[Any], count: int) -> list[Any]:
     usable = [row for row in held if row.usable]
     if not usable:
         raise DataSetError(held[0].reason if held else "the split has no rows")
-    return full._spread(usable, count)
+    return full.spread(usable, count)
 
 
 def _clips(rows: Sequence[SomethingRow], encoder: Any, scale: Scale) -> Split:
