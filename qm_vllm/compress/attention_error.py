@@ -49,7 +49,7 @@ class AttentionError:
         Raises:
             ValueError: shapes disagree, or sizes are not increasing within [1, N].
         """
-        heads, window, count = weights.shape
+        heads, _, count = weights.shape
         if values.shape[1] != count or heads % values.shape[0] or order.shape != (count,):
             raise ValueError(
                 f"weights {list(weights.shape)}, values {list(values.shape)} and order "
@@ -59,18 +59,19 @@ class AttentionError:
         if not sizes or bounds[-1] > count or any(b <= a for a, b in pairwise(bounds)):
             raise ValueError(f"sizes must increase within 1 and {count}, not {list(sizes)}")
         order = order.to(weights.device)
-        shared = values.float()[:, order]
-        grouped = weights.float()[:, :, order].reshape(len(shared), -1, window, count)
-        full = torch.einsum("kgwn,knd->kgwd", grouped, shared)
+        shared = values.float()
+        rows = weights.float().reshape(len(shared), -1, count)  # [KVH, H / KVH x W, N]
+        full = rows @ shared
         read, mass = torch.zeros_like(full), torch.zeros_like(full[..., :1])
         lost = []
         for start, stop in pairwise(bounds):
-            part = grouped[..., start:stop]
-            read += torch.einsum("kgwn,knd->kgwd", part, shared[:, start:stop])
+            chosen = order[start:stop]
+            part = rows[..., chosen]
+            read += part @ shared[:, chosen]
             mass += part.sum(-1, keepdim=True)
             apart = full - read / mass.clamp_min(1e-20)
-            lost.append(apart.square().sum((-2, -1)).flatten())
-        return cls(torch.stack(lost, 1), full.square().sum((-2, -1)).flatten())
+            lost.append(apart.square().reshape(heads, -1).sum(1))
+        return cls(torch.stack(lost, 1), full.square().reshape(heads, -1).sum(1))
 
     @classmethod
     def joined(cls, parts: Sequence[AttentionError]) -> AttentionError:

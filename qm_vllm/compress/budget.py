@@ -140,22 +140,19 @@ def keep_order(score: Tensor, protected: Tensor) -> Tensor:
         protected: bool [N].
 
     Returns:
-        int64 [N] on score's device. Of equal scores the lower position comes first.
+        int64 [N] on score's device. Of equal scores, and of the protected, the lower position
+        comes first.
 
     Raises:
-        ValueError: shapes disagree or a score is not finite.
+        ValueError: shapes disagree.
     """
     if score.ndim != 1 or protected.shape != score.shape:
         raise ValueError(
             f"score and protected must both be [N], not {list(score.shape)} and "
             f"{list(protected.shape)}"
         )
-    if not bool(torch.isfinite(score).all()):
-        raise ValueError("scores must be finite; check the states for NaN or infinity")
-    protected = protected.to(score.device)
-    order = torch.sort(score, descending=True, stable=True).indices
-    first = torch.sort(protected[order].to(torch.uint8), descending=True, stable=True).indices
-    return order[first]
+    first = score.masked_fill(protected.to(score.device), torch.inf)
+    return torch.sort(first, descending=True, stable=True).indices
 
 
 def select(score: Tensor, k: int, protected: Tensor) -> Tensor:
@@ -174,5 +171,7 @@ def select(score: Tensor, k: int, protected: Tensor) -> Tensor:
     """
     if not 1 <= k <= score.shape[0]:
         raise ValueError(f"k={k} must be between 1 and the {score.shape[0]} tokens")
+    if not bool(torch.isfinite(score).all()):
+        raise ValueError("scores must be finite; check the states for NaN or infinity")
     order = keep_order(score, protected)
     return order[: max(k, int(protected.sum()))].sort().values

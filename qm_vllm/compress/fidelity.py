@@ -7,12 +7,27 @@ reported as a statistic, and the error is measured.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 _CHUNK = 2048
+
+
+def measures(
+    states: Tensor, merged: Tensor, groups: Tensor, norms: Tensor, kept: Tensor
+) -> Tensor:
+    """:func:`gamma`, :func:`retained_norm` and :func:`reconstruction_error` of one prompt.
+
+    Args:
+        states: [N, D]. merged: [K, D]. groups: int64 [N]. norms: [N]. kept: int64 [K].
+
+    Returns:
+        [3] float64 on the device of the states: nothing waits for it.
+    """
+    return torch.stack((
+        _gamma(norms, kept.shape[0]), _share(norms.double()[kept], norms),
+        _error(states, merged, groups),
+    ))
 
 
 def gamma(norms: Tensor, k: int) -> float:
@@ -25,9 +40,7 @@ def gamma(norms: Tensor, k: int) -> float:
     Returns:
         In [0, 1]; 1.0 where all norms are 0.
     """
-    if not 0 <= k <= norms.shape[0]:
-        raise ValueError(f"k={k} must be between 0 and the {norms.shape[0]} tokens")
-    return _share(norms.double().topk(k).values, norms)
+    return float(_gamma(norms, k))
 
 
 def retained_norm(norms: Tensor, kept: Tensor) -> float:
@@ -40,7 +53,7 @@ def retained_norm(norms: Tensor, kept: Tensor) -> float:
     Returns:
         In [0, 1]; 1.0 where all norms are 0.
     """
-    return _share(norms.double()[kept], norms)
+    return float(_share(norms.double()[kept], norms))
 
 
 def reconstruction_error(states: Tensor, merged: Tensor, groups: Tensor) -> float:
@@ -54,15 +67,7 @@ def reconstruction_error(states: Tensor, merged: Tensor, groups: Tensor) -> floa
     Returns:
         >= 0; 0.0 where the states are all 0 and reconstructed so.
     """
-    if states.shape[0] != groups.shape[0]:
-        raise ValueError(f"groups must be [{states.shape[0]}], not {list(groups.shape)}")
-    error = energy = 0.0
-    for start in range(0, states.shape[0], _CHUNK):
-        rows = states[start : start + _CHUNK].float()
-        padded = merged[groups[start : start + _CHUNK]].float()
-        error += _energy(rows - padded)
-        energy += _energy(rows)
-    return _relative(error, energy)
+    return float(_error(states, merged, groups))
 
 
 def zero_padded_error(states: Tensor, kept: Tensor) -> float:
@@ -77,19 +82,37 @@ def zero_padded_error(states: Tensor, kept: Tensor) -> float:
     """
     dropped = torch.ones(states.shape[0], dtype=torch.bool, device=states.device)
     dropped[kept] = False
-    return _relative(_energy(states[dropped].float()), _energy(states.float()))
+    return float(_relative(_energy(states[dropped].float()), _energy(states.float())))
 
 
-def _share(part: Tensor, norms: Tensor) -> float:
-    total = float(norms.double().sum())
-    return min(1.0, float(part.sum()) / total) if total > 0 else 1.0
+def _gamma(norms: Tensor, k: int) -> Tensor:
+    if not 0 <= k <= norms.shape[0]:
+        raise ValueError(f"k={k} must be between 0 and the {norms.shape[0]} tokens")
+    return _share(norms.double().topk(k).values, norms)
 
 
-def _energy(rows: Tensor) -> float:
-    return float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2
+def _error(states: Tensor, merged: Tensor, groups: Tensor) -> Tensor:
+    if states.shape[0] != groups.shape[0]:
+        raise ValueError(f"groups must be [{states.shape[0]}], not {list(groups.shape)}")
+    error = energy = torch.zeros((), dtype=torch.float64, device=states.device)
+    for start in range(0, states.shape[0], _CHUNK):
+        rows = states[start : start + _CHUNK].float()
+        padded = merged[groups[start : start + _CHUNK]].float()
+        error = error + _energy(rows - padded)
+        energy = energy + _energy(rows)
+    return _relative(error, energy)
 
 
-def _relative(error: float, energy: float) -> float:
-    if energy > 0:
-        return math.sqrt(error / energy)
-    return 0.0 if error == 0 else math.inf
+def _share(part: Tensor, norms: Tensor) -> Tensor:
+    total = norms.double().sum()
+    return torch.where(total > 0, (part.sum() / total).clamp_max(1), 1.0)
+
+
+def _energy(rows: Tensor) -> Tensor:
+    energy: Tensor = torch.linalg.vector_norm(rows, dtype=torch.float64).square()
+    return energy
+
+
+def _relative(error: Tensor, energy: Tensor) -> Tensor:
+    """sqrt(error / energy); 0 where both are 0."""
+    return torch.where(error == 0, 0.0, (error / energy).sqrt())

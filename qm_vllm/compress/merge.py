@@ -12,10 +12,13 @@ MAX_DROPPED_SHARE = 0.1
 """Largest mass of all dropped tokens of a group, as a share of their anchor's mass."""
 MIN_ANCHOR_MASS = 1e-3
 """Smallest mass of an anchor, whatever its saliency."""
+AT_ONCE = 32 << 20
+"""Bytes of differences held at once: merging runs over columns where all would be more."""
 
 
 def merge_states(
-    states: Tensor, kept: Tensor, groups: Tensor, saliency: Tensor, config: QuickMergeConfig
+    states: Tensor, kept: Tensor, groups: Tensor, saliency: Tensor, config: QuickMergeConfig,
+    *, check: bool = True,
 ) -> Tensor:
     """One state per group: the mean of its tokens, weighted by :func:`token_masses`.
 
@@ -28,6 +31,7 @@ def merge_states(
         groups: int64 [N], the group 0..K-1 of each token, anchor k in group k.
         saliency: [N], higher = keep.
         config: its merge and epsilon.
+        check: look at the values of kept and groups, which waits for the device they are on.
 
     Returns:
         [K, D] in the states' dtype, in order of the anchors. Deterministic on every device.
@@ -35,31 +39,31 @@ def merge_states(
     Raises:
         ValueError: shapes disagree, or an anchor is outside its group.
     """
-    masses = token_masses(kept, groups, saliency, config)
+    anchor, dropped, sizes = _group_masses(kept, groups, saliency, config, check)
     if states.ndim != 2 or states.shape[0] != groups.shape[0]:
         raise ValueError(f"states must be [{groups.shape[0]}, D], not {list(states.shape)}")
-    merged = states[kept].clone()
-    if config.merge == "select":
-        return merged
-    dropped = torch.ones_like(groups, dtype=torch.bool)
-    dropped[kept] = False
-    order = torch.sort(groups.masked_fill(~dropped, kept.shape[0]), stable=True).indices
-    order = order[: groups.shape[0] - kept.shape[0]]  # dropped tokens, by group
-    if order.shape[0] == 0:
-        return merged
-    rows, sizes = torch.unique_consecutive(groups[order], return_counts=True)
+    anchors, rest = states[kept], groups.shape[0] - kept.shape[0]
+    if config.merge == "select" or rest == 0:
+        return anchors
+    outside = torch.ones_like(groups, dtype=torch.bool)
+    outside[kept] = False
+    by_group = torch.sort(groups.masked_fill(~outside, kept.shape[0]), stable=True)
+    order, rows = by_group.indices[:rest], by_group.values[:rest]  # dropped tokens, by group
     work = torch.promote_types(states.dtype, torch.float32)
-    totals = _segment_sums(masses, groups, kept.shape[0])
-    weights = (masses / totals[groups])[order].to(work)
-    anchors = merged.to(work)
-    shift = (states[order].to(work) - anchors[groups[order]]) * weights[:, None]
-    moved = anchors[rows] + torch.segment_reduce(shift, "sum", lengths=sizes, axis=0)
-    merged[rows] = moved.to(states.dtype)
-    return merged
+    weights = (dropped / (anchor + sizes * dropped)).to(work)[rows, None]
+    width = max(1, AT_ONCE // (rest * work.itemsize))
+    for left in range(0, states.shape[1], width):
+        part = anchors[:, left : left + width]
+        base = part.to(work)
+        shift = (states[:, left : left + width][order].to(work) - base[rows]) * weights
+        # unsafe: lengths are not read back to be checked; they are counts by construction
+        moved = base + torch.segment_reduce(shift, "sum", lengths=sizes, axis=0, unsafe=True)
+        part.copy_(torch.where(sizes[:, None] > 0, moved.to(part.dtype), part))
+    return anchors
 
 
 def token_masses(
-    kept: Tensor, groups: Tensor, saliency: Tensor, config: QuickMergeConfig
+    kept: Tensor, groups: Tensor, saliency: Tensor, config: QuickMergeConfig, *, check: bool = True
 ) -> Tensor:
     """Mass of each token in its group's mean.
 
@@ -74,6 +78,7 @@ def token_masses(
         groups: int64 [N].
         saliency: [N], higher = keep; negative values count as 0.
         config: its merge and epsilon.
+        check: as in :func:`merge_states`.
 
     Returns:
         [N] float64, on the groups' device.
@@ -81,33 +86,30 @@ def token_masses(
     Raises:
         ValueError: shapes disagree, or an anchor is outside its group.
     """
-    count = groups.shape[0]
-    check_kept(kept, count)
-    if saliency.shape != groups.shape:
-        raise ValueError(f"saliency must be [{count}], not {list(saliency.shape)}")
-    if not torch.equal(groups[kept], torch.arange(kept.shape[0], device=groups.device)):
-        raise ValueError("each anchor must be in its own group: groups[kept] != 0..K-1")
-    masses = torch.zeros(count, dtype=torch.float64, device=groups.device)
-    if config.merge == "mean":
-        return masses + 1
-    if config.merge == "select":
-        masses[kept] = 1
-        return masses
-    if config.merge != "weighted":
-        raise ConfigError(f"merge={config.merge!r} is unknown; allowed: weighted, select, mean")
-    anchor = saliency[kept].double().clamp_min(MIN_ANCHOR_MASS)
-    sizes = torch.bincount(groups, minlength=kept.shape[0])
-    dropped = (sizes - 1).clamp_min(1).double()
-    share = torch.minimum(
-        torch.full_like(anchor, config.epsilon), MAX_DROPPED_SHARE * anchor / dropped
-    )
-    masses = share[groups]
+    anchor, dropped, _ = _group_masses(kept, groups, saliency, config, check)
+    masses = dropped[groups]
     masses[kept] = anchor
     return masses
 
 
-def _segment_sums(values: Tensor, groups: Tensor, size: int) -> Tensor:
-    """Sum of values per group, in a fixed order: [size] float64."""
-    order = torch.sort(groups, stable=True).indices
-    sizes = torch.bincount(groups, minlength=size)
-    return torch.segment_reduce(values[order], "sum", lengths=sizes, axis=0)
+def _group_masses(
+    kept: Tensor, groups: Tensor, saliency: Tensor, config: QuickMergeConfig, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each group: its anchor's mass and that of each dropped token, float64 [K], and how
+    many dropped tokens it has, int64 [K]."""
+    count, size = groups.shape[0], kept.shape[0]
+    if saliency.shape != groups.shape:
+        raise ValueError(f"saliency must be [{count}], not {list(saliency.shape)}")
+    if check:
+        check_kept(kept, count)
+        if not torch.equal(groups[kept], torch.arange(size, device=groups.device)):
+            raise ValueError("each anchor must be in its own group: groups[kept] != 0..K-1")
+    sizes = groups.new_full((size,), -1).scatter_add_(0, groups, torch.ones_like(groups))
+    if config.merge in ("mean", "select"):
+        ones = torch.ones(size, dtype=torch.float64, device=groups.device)
+        return ones, ones if config.merge == "mean" else 0 * ones, sizes
+    if config.merge != "weighted":
+        raise ConfigError(f"merge={config.merge!r} is unknown; allowed: weighted, select, mean")
+    anchor = saliency[kept].double().clamp_min(MIN_ANCHOR_MASS)
+    share = (MAX_DROPPED_SHARE * anchor / sizes.clamp_min(1)).clamp_max(config.epsilon)
+    return anchor, share, sizes

@@ -52,23 +52,20 @@ def average_rank(values: Tensor) -> Tensor:
     """Rank of each value, scaled to [0, 1]; equal values share their average rank.
 
     Args:
-        values: [N], N >= 1, finite.
+        values: [..., N], N >= 1, finite; each row is ranked by itself.
 
     Returns:
-        [N] float32: 0 for a lone smallest value, 1 for a lone largest, 0.5 where all are
+        [..., N] float32: 0 for a lone smallest value, 1 for a lone largest, 0.5 where all are
         equal, 1.0 for N = 1.
     """
-    count = values.shape[0]
+    count = values.shape[-1]
     if count == 1:
-        return torch.ones(1, dtype=torch.float32, device=values.device)
-    ordered, order = torch.sort(values, stable=True)
-    _, inverse, sizes = torch.unique_consecutive(
-        ordered, return_inverse=True, return_counts=True
-    )
-    middle = (torch.cumsum(sizes, 0) - sizes).double() + (sizes - 1).double() / 2
-    ranks = torch.empty(count, dtype=torch.float32, device=values.device)
-    ranks[order] = (middle[inverse] / (count - 1)).float()
-    return ranks
+        return torch.ones_like(values, dtype=torch.float32)
+    values = values.contiguous()
+    ordered = torch.sort(values).values
+    below = torch.searchsorted(ordered, values)
+    up_to = torch.searchsorted(ordered, values, right=True)
+    return ((below + up_to - 1).double() / 2 / (count - 1)).float()
 
 
 def shared_rank(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
@@ -83,9 +80,9 @@ def shared_rank(parts: Sequence[tuple[Tensor, float]]) -> Tensor:
     Returns:
         [N] float32 in [0, 1], an average rank.
     """
-    places = torch.stack([
-        (1 - average_rank(values).double()) * (values.shape[0] - 1) / share
-        for values, share in parts
-    ])
+    scores = torch.stack([values for values, _ in parts])
+    places = (1 - average_rank(scores).double()) * (scores.shape[1] - 1)
+    for place, (_, share) in zip(places, parts, strict=True):
+        place /= share
     # Places of different parts can be equal but for rounding: 2 / 0.2 and 5 / 0.5.
     return average_rank(-torch.round(places.amin(0), decimals=3))

@@ -28,18 +28,29 @@ class Compressed:
         kept: int64 [K], source position of each, strictly increasing.
         groups: int64 [N], the row of ``states`` that each source token went into.
         scores: [N] float32 in [0, 1]; 1 everywhere where nothing was scored.
-        gamma: share of the norm mass in the K largest norms (paper 3.5).
-        retained_norm: share of the norm mass at the kept positions.
-        reconstruction_error: measured ``||X - X_pad|| / ||X||``.
+        measures: [3] float64, the three figures below, on the states' device.
     """
 
     states: Tensor
     kept: Tensor
     groups: Tensor
     scores: Tensor
-    gamma: float
-    retained_norm: float
-    reconstruction_error: float
+    measures: Tensor
+
+    @property
+    def gamma(self) -> float:
+        """Share of the norm mass in the K largest norms (paper 3.5)."""
+        return float(self.measures[0])
+
+    @property
+    def retained_norm(self) -> float:
+        """Share of the norm mass at the kept positions."""
+        return float(self.measures[1])
+
+    @property
+    def reconstruction_error(self) -> float:
+        """Measured ``||X - X_pad|| / ||X||``."""
+        return float(self.measures[2])
 
     @property
     def num_tokens(self) -> int:
@@ -58,7 +69,8 @@ class Compressed:
 
 
 def finish(
-    states: Tensor, evidence: Evidence, scores: Tensor, kept: Tensor, config: QuickMergeConfig
+    states: Tensor, evidence: Evidence, scores: Tensor, kept: Tensor, config: QuickMergeConfig,
+    *, check: bool = True,
 ) -> Compressed:
     """Group, merge and measure, once the kept positions are known.
 
@@ -68,22 +80,21 @@ def finish(
         scores: [N] saliency, higher = keep.
         kept: int64 [K], strictly increasing.
         config: its grouping, merge and epsilon.
+        check: look at the values of kept, which waits for the device they are on.
 
     Raises:
         ValueError: shapes disagree or kept is not an increasing list of positions.
     """
     scores, kept = scores.to(states.device), kept.to(states.device)
-    groups = group_tokens(states, kept, config)
-    merged = merge_states(states, kept, groups, scores, config)
+    groups = group_tokens(states, kept, config, check=check)
+    merged = merge_states(states, kept, groups, scores, config, check=check)
     norms = row_norms(states) if evidence.norms is None else evidence.norms.to(states.device)
     return Compressed(
         states=merged,
         kept=kept,
         groups=groups,
         scores=scores,
-        gamma=fidelity.gamma(norms, kept.shape[0]),
-        retained_norm=fidelity.retained_norm(norms, kept),
-        reconstruction_error=fidelity.reconstruction_error(states, merged, groups),
+        measures=fidelity.measures(states, merged, groups, norms, kept),
     )
 
 
@@ -199,10 +210,11 @@ def _compress_one(
     k = choose_budget(config, count, saliency, floor, within)
     if k == count:
         return _untouched(states)
-    return finish(states, evidence, scores, order[:k].sort().values, config)
+    return finish(states, evidence, scores, order[:k].sort().values, config, check=False)
 
 
 def _untouched(states: Tensor) -> Compressed:
     positions = torch.arange(states.shape[0], device=states.device)
     ones = torch.ones(states.shape[0], device=states.device)
-    return Compressed(states, positions, positions.clone(), ones, 1.0, 1.0, 0.0)
+    measures = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64, device=states.device)
+    return Compressed(states, positions, positions.clone(), ones, measures)

@@ -47,12 +47,14 @@ class QueryAttention:
         weights = weights.float()
         recent = weights[:, -RECENT:].mean(1)
         age = torch.arange(weights.shape[1] - 1, -1, -1, device=weights.device)
-        question = weights * torch.exp(-age.float() / AGE)[:, None]
-        return cls(recent.amax(0), question.amax((0, 1)), recent.square().sum(0))
+        question = weights.amax(0) * torch.exp(-age.float() / AGE)[:, None]
+        return cls(recent.amax(0), question.amax(0), recent.square().sum(0))
 
     @classmethod
     def joined(cls, parts: Sequence[QueryAttention]) -> QueryAttention:
         """The same over the heads of all parts (layers, or ranks of a tensor-parallel group)."""
+        if len(parts) == 1:
+            return parts[0]
         recent, question, energy = (
             torch.stack([getattr(part, name) for part in parts])
             for name in ("recent", "question", "energy")

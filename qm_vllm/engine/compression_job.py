@@ -14,6 +14,7 @@ from qm_vllm.compress import (
     AttentionError,
     Compressed,
     Evidence,
+    QueryAttention,
     absolute_saliency,
     choose_budget,
     finish,
@@ -27,9 +28,16 @@ from qm_vllm.compress import (
     smallest_within,
 )
 from qm_vllm.config import ConfigError
-from qm_vllm.engine.dense_runner import DenseRunner, LayerRecord, Stream, gather_rows
+from qm_vllm.engine.dense_runner import (
+    DenseRunner,
+    LayerRecord,
+    Stream,
+    gather_rows,
+    over_ranks,
+)
 from qm_vllm.engine.protocol import JobResult, JobSpec
 from qm_vllm.engine.stopwatch import Stopwatch
+from qm_vllm.engine.upload import upload
 from qm_vllm.layers import WINDOW_QUERIES, window_layers
 
 
@@ -51,7 +59,7 @@ class CompressionJob:
         self._clock = Stopwatch(runner.device)
         self._positions = spec.config.positions if self.inject else "compact"
         self._windows: dict[int, LayerRecord] = {}
-        self._error: float | None = None
+        self._error: torch.Tensor | None = None
         self._units = self._run()
 
     @property
@@ -81,7 +89,7 @@ class CompressionJob:
             evidence.norms = row_norms(states)
             scores, kept = self._choose(evidence)
         with clock.phase("merge"):
-            compressed = finish(states, evidence, scores, kept, spec.config)
+            compressed = finish(states, evidence, scores, kept, spec.config, check=False)
         del states, stream
         if self.inject:
             table = self._table(kept)
@@ -114,6 +122,9 @@ class CompressionJob:
                     evidence.attention.append(runner.window_attention(layer, record))
                 self._windows[layer] = record
             records.append(record)
+        if windows:
+            with clock.phase("saliency"):
+                evidence.attention = [over_ranks(QueryAttention.joined(evidence.attention))]
 
     def _score(
         self, stream: Stream, evidence: Evidence, wanted: frozenset[str]
@@ -132,13 +143,13 @@ class CompressionJob:
             protected[start:stop] = True
         floor = int(protected.sum())
         scores = score_tokens(evidence, config)
-        order, within = keep_order(scores, protected), None
-        errors: dict[int, float] = {}
+        order, within = keep_order(scores, upload(protected, scores.device)), None
+        errors: dict[int, torch.Tensor] = {}
         if config.max_error is not None:
             sizes = sizes_between(max(1, floor), rows, spec.block_size)
             found = self._errors(order, sizes)
             within = smallest_within(found, sizes, config.max_error)
-            errors = dict(zip(sizes, found.tolist(), strict=True))
+            errors = dict(zip(sizes, found, strict=True))
         saliency = None if config.alpha is None else absolute_saliency(evidence)
         k = choose_budget(config, rows, saliency, floor, within)
         if spec.block_size is not None:
@@ -149,7 +160,7 @@ class CompressionJob:
                 f"{k} would be kept; raise it or protect fewer"
             )
         if self._windows:
-            self._error = errors[k] if k in errors else float(self._errors(order, [k]))
+            self._error = errors[k] if k in errors else self._errors(order, [k])[0]
             for record in self._windows.values():
                 record.rotated_keys = record.queries = None
             self._windows = {}
@@ -181,13 +192,12 @@ class CompressionJob:
     def _lower_kv(
         self, records: list[LayerRecord], kept: torch.Tensor, table: torch.Tensor | None
     ) -> Iterator[int]:
-        for layer, record in enumerate(records):
-            with self._clock.phase("merge"):
-                assert record.plain_keys is not None
+        with self._clock.phase("merge"):
+            for keys in self.runner.rotate(records, kept, table):
+                record = records[len(self.artifact)]
                 assert record.values is not None
-                keys = self.runner.rotate(layer, record.plain_keys[kept], table)
                 self.artifact.append((keys, record.values[kept]))
-                record.plain_keys = record.values = None
+                record.values = None
         yield len(kept)
 
     def _upper_kv(
@@ -212,15 +222,16 @@ class CompressionJob:
             yield cost
 
     def _report(self, compressed: Compressed) -> JobResult:
+        kept, (finite, *measured) = self._read(compressed)
+        if not finite:
+            raise ValueError("scores must be finite; check the states for NaN or infinity")
         seconds = self._clock.seconds()
+        names = ("gamma", "retained_norm", "reconstruction_error", "attention_error")
         figures = {
             "encoder_layers": self.spec.encoder_layers,
             "saliency": self.spec.config.effective_saliency,
             "positions": self._positions,
-            "gamma": compressed.gamma,
-            "retained_norm": compressed.retained_norm,
-            "reconstruction_error": compressed.reconstruction_error,
-            **({} if self._error is None else {"attention_error": self._error}),
+            **dict(zip(names, measured, strict=False)),
             "seconds": sum(seconds.values()),
             **{f"seconds_{name}": seconds.get(name, 0.0)
                for name in ("encoder", "saliency", "merge", "upper")},
@@ -228,8 +239,19 @@ class CompressionJob:
         details = None
         if self.spec.config.details:
             details = {
-                "kept_indices": compressed.kept.tolist(),
+                "kept_indices": kept,
                 "scores": [round(s, 4) for s in compressed.scores.tolist()],
                 "groups": compressed.groups.tolist(),
             }
-        return JobResult(self.spec.key, compressed.kept.tolist(), figures, details)
+        return JobResult(self.spec.key, kept, figures, details)
+
+    def _read(self, compressed: Compressed) -> tuple[list[int], list[float]]:
+        """Kept positions; whether all scores are finite, and the figures. All that the host
+        reads of a job, in one go at its end, so that it never waits for the device before."""
+        parts = [torch.isfinite(compressed.scores).all()[None], compressed.measures]
+        if self._error is not None:
+            parts.append(self._error[None])
+        device = compressed.kept.device
+        row = torch.cat([part.to(device, torch.float64) for part in (*parts, compressed.kept)])
+        found, start = row.tolist(), row.shape[0] - compressed.num_kept
+        return [int(position) for position in found[start:]], found[:start]

@@ -18,8 +18,16 @@ SCRATCH_BLOCK = 128
 class DenseAttention(Protocol):
     """Attention of one layer at a time; :meth:`begin` forgets the layer before."""
 
-    def begin(self, num_tokens: int, sliding_window: int | None = None) -> None:
-        """Start a layer of ``num_tokens`` rows, whose queries see so many newest positions."""
+    def begin(
+        self, num_tokens: int, sliding_window: int | None = None,
+        keys: torch.Tensor | None = None, values: torch.Tensor | None = None,
+    ) -> None:
+        """Start a layer of ``num_tokens`` rows, whose queries see so many newest positions.
+
+        Args:
+            keys, values: [N, KVH, D] that the caller wants filled with what it will hand to
+                :meth:`attend`.
+        """
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
@@ -43,11 +51,18 @@ class SdpaAttention:
         self.num_kv_heads, self.head_size = attn.num_kv_heads, attn.head_size
         self.dtype, self.device = dtype, device
 
-    def begin(self, num_tokens: int, sliding_window: int | None = None) -> None:
+    def begin(
+        self, num_tokens: int, sliding_window: int | None = None,
+        keys: torch.Tensor | None = None, values: torch.Tensor | None = None,
+    ) -> None:
         self.window = sliding_window
         shape = (num_tokens, self.num_kv_heads, self.head_size)
-        self.keys = torch.empty(shape, dtype=self.dtype, device=self.device)
-        self.values = torch.empty(shape, dtype=self.dtype, device=self.device)
+
+        def scratch() -> torch.Tensor:
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+        self.keys = scratch() if keys is None else keys
+        self.values = scratch() if values is None else values
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
@@ -86,7 +101,11 @@ class CpuKernelAttention:
         self.isa = _get_attn_isa(dtype, SCRATCH_BLOCK, self.head_size)
         self.cache = torch.empty(0)
 
-    def begin(self, num_tokens: int, sliding_window: int | None = None) -> None:
+    def begin(
+        self, num_tokens: int, sliding_window: int | None = None,
+        keys: torch.Tensor | None = None, values: torch.Tensor | None = None,
+    ) -> None:
+        self.keys, self.values = keys, values
         self.window = -1 if sliding_window is None else sliding_window
         blocks = -(-num_tokens // SCRATCH_BLOCK)
         if self.cache.shape[0] != blocks:
@@ -99,6 +118,9 @@ class CpuKernelAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
     ) -> torch.Tensor:
         rows = query.shape[0]
+        for wanted, part in ((self.keys, key), (self.values, value)):
+            if wanted is not None:
+                wanted[start : start + rows] = part
         scales = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": "auto"}
         self.ops.cpu_attn_reshape_and_cache(
             key, value, self.key_cache, self.value_cache,
@@ -131,6 +153,7 @@ class FlashVarlenAttention(SdpaAttention):
         from vllm.vllm_flash_attn import flash_attn_varlen_func
 
         self.function = flash_attn_varlen_func
+        self.bounds: dict[int, torch.Tensor] = {}
         self.version = get_flash_attn_version(head_size=attn.head_size)
         if self.version is None:
             raise NotImplementedError("no FlashAttention for this head size")
@@ -141,13 +164,20 @@ class FlashVarlenAttention(SdpaAttention):
         rows = query.shape[0]
         stop = start + rows
         self.keys[start:stop], self.values[start:stop] = key, value
-        bounds = torch.tensor([[0, rows], [0, stop]], dtype=torch.int32, device=query.device)
         return self.function(  # type: ignore[no-any-return]
             q=query, k=self.keys[:stop], v=self.values[:stop],
-            cu_seqlens_q=bounds[0], cu_seqlens_k=bounds[1], max_seqlen_q=rows,
+            cu_seqlens_q=self._up_to(rows), cu_seqlens_k=self._up_to(stop), max_seqlen_q=rows,
             max_seqlen_k=stop, softmax_scale=self.scale, causal=True, fa_version=self.version,
             window_size=None if self.window is None else [self.window - 1, 0],
         )
+
+    def _up_to(self, stop: int) -> torch.Tensor:
+        """[0, stop], made on the device: a copy from the host would wait for it."""
+        if stop not in self.bounds:
+            self.bounds[stop] = torch.arange(
+                0, stop + 1, stop, dtype=torch.int32, device=self.device
+            )
+        return self.bounds[stop]
 
 
 def choose_backend(attn: Any, dtype: torch.dtype, device: torch.device) -> DenseAttention:

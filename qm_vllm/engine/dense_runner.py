@@ -16,6 +16,10 @@ from qm_vllm.compress import AttentionError, QueryAttention
 from qm_vllm.engine.adapters.decoder import DecoderView
 from qm_vllm.engine.dense_attention import DenseAttention, choose_backend
 from qm_vllm.engine.fused_ops import rotary_forward, rotary_table
+from qm_vllm.engine.upload import upload
+
+AT_ONCE = 32 << 20
+"""Bytes that one call over several heads or layers may make: beyond, there are several calls."""
 
 
 class _RotaryTap(nn.Module):
@@ -54,10 +58,6 @@ class _AttentionTap(nn.Module):
         query = query.reshape(rows, heads, size)
         key, value = key.reshape(rows, kv_heads, size), value.reshape(rows, kv_heads, size)
         record = self.record
-        if record.values is not None:
-            record.values[self.start : stop] = value
-        if record.rotated_keys is not None:
-            record.rotated_keys[self.start : stop] = key
         if record.queries is not None:
             first = self.num_tokens - record.queries.shape[0]
             if stop > first:
@@ -102,7 +102,8 @@ class DenseRunner:
 
     def embed(self, token_ids: list[int]) -> torch.Tensor:
         """Token embeddings [N, D] of the served model."""
-        return self.view.embed(torch.tensor(token_ids, dtype=torch.long, device=self.device))
+        ids = torch.tensor(token_ids, dtype=torch.long)
+        return self.view.embed(upload(ids, self.device))
 
     def record_for(
         self, layer: int, num_tokens: int, *, plain_keys: bool, rotated_keys: bool, values: bool,
@@ -143,7 +144,9 @@ class DenseRunner:
             first = self.view.layers[0].attn
             stream.attention = choose_backend(first, self.dtype, self.device)
         attn = _AttentionTap(stream.attention, view.attn, num_tokens, record)
-        stream.attention.begin(num_tokens, view.sliding_window)
+        stream.attention.begin(
+            num_tokens, view.sliding_window, record.rotated_keys, record.values
+        )
         for start in range(0, num_tokens, self.chunk):
             stop = min(start + self.chunk, num_tokens)
             rotary.start = attn.start = start
@@ -152,6 +155,10 @@ class DenseRunner:
                 out, added = view.run(
                     positions, hidden[start:stop], None if residual is None else rest[start:stop]
                 )
+            if start == 0 and stop == num_tokens:
+                stream.hidden, stream.residual = out, added
+                yield num_tokens
+                return
             # ``added`` may alias the rows of ``hidden``: copy it before they are overwritten.
             rest[start:stop] = added
             hidden[start:stop] = out
@@ -174,14 +181,38 @@ class DenseRunner:
         return sliding or self.place(torch.zeros(1, dtype=torch.long)) is not None
 
     def rotate(
-        self, layer: int, keys: torch.Tensor, table: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Rotary embedding of plain ``keys`` [K, KVH, D], at positions 0..K-1 or the table's."""
-        flat = keys.reshape(keys.shape[0], -1).clone()
-        positions = torch.arange(keys.shape[0], device=self.device)
-        rotary = rotary_forward(self.view.layers[layer].rotary, self.device, table)
-        _, rotated = rotary(positions, flat.clone(), flat)
-        return rotated.reshape(keys.shape)
+        self, records: list[LayerRecord], kept: torch.Tensor, table: torch.Tensor | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Rows ``kept`` [K] of the plain keys of layers 0, 1, ..., rotated: [K, KVH, D] each.
+
+        They end up at positions 0..K-1, or at the table's. Layers that share their rotary
+        embedding are rotated in one call, as many as :data:`AT_ONCE` allows; their plain keys
+        are let go.
+        """
+        places = torch.arange(kept.shape[0], device=self.device)
+        for first, stop in self._alike(records, kept.shape[0]):
+            plain = [record.plain_keys for record in records[first:stop]]
+            rows = torch.stack([keys[kept] for keys in plain if keys is not None])
+            for record in records[first:stop]:
+                record.plain_keys = None
+            forward = rotary_forward(self.view.layers[first].rotary, self.device, table)
+            flat, _ = forward(places.repeat(stop - first), rows.flatten(0, 1).flatten(1), None)
+            yield from flat.view(rows.shape).unbind()
+
+    def _alike(self, records: list[LayerRecord], rows: int) -> Iterator[tuple[int, int]]:
+        """Runs [first, stop) of layers whose keys one call can rotate."""
+        first = 0
+        for layer in range(1, len(records) + 1):
+            attn, rotary = self.view.layers[first].attn, self.view.layers[first].rotary
+            size = rows * attn.num_kv_heads * attn.head_size * self.dtype.itemsize
+            if (
+                layer == len(records)
+                or self.view.layers[layer].rotary is not rotary
+                or self.view.layers[layer].attn.num_kv_heads != attn.num_kv_heads
+                or (layer + 1 - first) * size > AT_ONCE
+            ):
+                yield first, layer
+                first = layer
 
     def window_layers(self, depth: int, count: int) -> list[int]:
         """The last ``count`` layers below ``depth`` whose queries see the whole prompt."""
@@ -189,9 +220,10 @@ class DenseRunner:
         return whole[-count:]
 
     def window_attention(self, layer: int, record: LayerRecord) -> QueryAttention:
-        """What the recorded last queries look at, over the heads of all ranks."""
-        parts = [QueryAttention.of(weights) for weights, _ in self._window(layer, record)]
-        return over_ranks(QueryAttention.joined(parts))
+        """What the recorded last queries look at, over the heads of this rank."""
+        return QueryAttention.joined(
+            [QueryAttention.of(weights) for weights, _ in self._window(layer, record)]
+        )
 
     def attention_error(
         self, layer: int, record: LayerRecord, order: torch.Tensor, sizes: list[int]
@@ -202,31 +234,44 @@ class DenseRunner:
             order: int64 [N]. sizes: increasing numbers of kept tokens.
         """
         assert record.values is not None
+        values = record.values.transpose(0, 1)
         parts = [
-            AttentionError.of(weights, record.values[None, :, head], order, sizes)
-            for weights, head in self._window(layer, record)
+            AttentionError.of(weights, values[heads], order, sizes)
+            for weights, heads in self._window(layer, record)
         ]
         return AttentionError.joined(parts)
 
-    def _window(self, layer: int, record: LayerRecord) -> Iterator[tuple[torch.Tensor, int]]:
-        """Softmax weights [H / KVH, W, N] of the recorded queries, one KV head after another."""
+    def _window(
+        self, layer: int, record: LayerRecord
+    ) -> Iterator[tuple[torch.Tensor, slice]]:
+        """Softmax weights [H', W, N] of the recorded queries, and the KV heads that they are of.
+
+        As many heads at once as :data:`AT_ONCE` bytes of weights allow, one KV head at least.
+        """
         assert record.queries is not None
         assert record.rotated_keys is not None
         attn = self.view.layers[layer].attn
-        queries, keys = record.queries.float(), record.rotated_keys.float()
-        window, num_tokens = queries.shape[0], keys.shape[0]
+        window, num_tokens = record.queries.shape[0], record.rotated_keys.shape[0]
+        queries = record.queries.float() * float(attn.impl.scale)
         grouped = queries.reshape(window, attn.num_kv_heads, -1, attn.head_size)
-        future = torch.ones(window, num_tokens, dtype=torch.bool, device=keys.device)
-        future = future.triu(num_tokens - window + 1)
-        for head in range(attn.num_kv_heads):
-            logits = torch.einsum("wgd,nd->gwn", grouped[:, head], keys[:, head])
-            logits = (logits * float(attn.impl.scale)).masked_fill_(future, float("-inf"))
-            yield logits.softmax(-1), head
+        grouped = grouped.permute(1, 2, 0, 3).reshape(attn.num_kv_heads, -1, attn.head_size)
+        keys = record.rotated_keys.permute(1, 2, 0)
+        future = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
+        step = max(1, AT_ONCE // (4 * grouped.shape[1] * num_tokens))
+        for first in range(0, attn.num_kv_heads, step):
+            heads = slice(first, first + step)
+            logits = torch.bmm(grouped[heads], keys[heads].float())
+            logits = logits.reshape(-1, window, num_tokens)
+            logits[:, :, num_tokens - window :].masked_fill_(future, float("-inf"))
+            yield logits.softmax(-1), heads
 
 
 def over_ranks(part: QueryAttention) -> QueryAttention:
     """The same over the heads of all tensor-parallel ranks, equal on each of them."""
-    gathered = gather_rows(torch.stack((part.recent, part.question, part.energy)))
+    own = torch.stack((part.recent, part.question, part.energy))
+    gathered = gather_rows(own)
+    if gathered is own:
+        return part
     return QueryAttention.joined([QueryAttention(*ranks) for ranks in gathered.split(3)])
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from qm_vllm.engine.upload import upload
+
 
 def slot_mapping(
     block_ids: list[int], block_size: int, start: int, stop: int, device: torch.device
@@ -13,7 +15,7 @@ def slot_mapping(
     """Cache slots of positions ``[start, stop)`` of a request that owns ``block_ids``: int64."""
     positions = torch.arange(start, stop)
     blocks = torch.tensor(block_ids, dtype=torch.long)[positions // block_size]
-    return (blocks * block_size + positions % block_size).to(device)
+    return upload(blocks * block_size + positions % block_size, device)
 
 
 def write_kv(

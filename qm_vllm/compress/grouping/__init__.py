@@ -25,13 +25,16 @@ GROUPINGS: dict[str, Group] = {
 """Grouping function by configured name."""
 
 
-def group_tokens(states: Tensor, kept: Tensor, config: QuickMergeConfig) -> Tensor:
+def group_tokens(
+    states: Tensor, kept: Tensor, config: QuickMergeConfig, *, check: bool = True
+) -> Tensor:
     """Assign every token to the group of one kept token, its anchor (paper 3.3).
 
     Args:
         states: [N, D], any floating type.
         kept: int64 [K], strictly increasing positions of the anchors, K >= 1.
         config: its grouping.
+        check: look at the values of kept, which waits for the device they are on.
 
     Returns:
         int64 [N]: group k holds anchor kept[k]; every group is non-empty.
@@ -39,7 +42,8 @@ def group_tokens(states: Tensor, kept: Tensor, config: QuickMergeConfig) -> Tens
     Raises:
         ValueError: kept is empty, not increasing, or outside the prompt.
     """
-    check_kept(kept, states.shape[0])
+    if check:
+        check_kept(kept, states.shape[0])
     if config.grouping not in GROUPINGS:
         raise ConfigError(
             f"grouping={config.grouping!r} is unknown; allowed: {', '.join(GROUPINGS)}"

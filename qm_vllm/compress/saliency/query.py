@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ NEEDS = frozenset({"attention"})
 
 PASSAGE, SENTENCE, PHRASE = 0.2, 0.5, 0.3
 """Share of the budget that each length gets."""
+FORWARD, BACKWARD = (64.0, 8.0, 2.0), 2.0
+"""Tokens that passage, sentence and phrase reach forward; all reach as far backward."""
 FLOOR = 1e-9
 """Attention below this counts as none."""
 
@@ -38,34 +42,35 @@ def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     """
     evidence.require("attention", "query")
     seen = QueryAttention.joined(evidence.attention)
-    parts = (
-        (reach(_inner(seen.recent, config), 64, 2), PASSAGE),
-        (reach(_inner(seen.question, config), 8, 2), SENTENCE),
-        (reach(_inner(seen.energy.sqrt(), config), 2, 2), PHRASE),
-    )
-    return shared_rank(parts)
+    views = torch.stack((seen.recent, seen.question, seen.energy.sqrt()))
+    views[:, : config.protect_first] = 0
+    views[:, max(0, views.shape[1] - config.protect_last) :] = 0
+    spread = reach(views, _column(FORWARD, views.device), BACKWARD)
+    return shared_rank(list(zip(spread, (PASSAGE, SENTENCE, PHRASE), strict=True)))
 
 
-def reach(weights: Tensor, forward: float, backward: float) -> Tensor:
+def reach(weights: Tensor, forward: float | Tensor, backward: float) -> Tensor:
     """Log of weights spread to their neighbours with exponential decay.
 
     Args:
-        weights: [N] >= 0.
-        forward, backward: tokens after which a weight falls to 1/e, to either side.
+        weights: [..., N] >= 0.
+        forward, backward: tokens after which a weight falls to 1/e, to either side; forward
+            may be one for each row, [..., 1] float64.
 
     Returns:
-        [N] float64: ``max(max_{j<=i} log w_j - (i-j)/forward, max_{j>=i} log w_j -
+        [..., N] float64: ``max(max_{j<=i} log w_j - (i-j)/forward, max_{j>=i} log w_j -
         (j-i)/backward)``, with w at least :data:`FLOOR`.
     """
     logs = weights.double().clamp_min(FLOOR).log()
-    place = torch.arange(len(logs), dtype=torch.float64, device=logs.device)
-    after = torch.cummax(logs + place / forward, 0).values - place / forward
-    before = torch.cummax((logs - place / backward).flip(0), 0).values.flip(0) + place / backward
+    place = torch.arange(logs.shape[-1], dtype=torch.float64, device=logs.device)
+    ahead, behind = place / forward, place / backward
+    after = torch.cummax(logs + ahead, -1).values - ahead
+    before = torch.cummax((logs - behind).flip(-1), -1).values.flip(-1) + behind
     return torch.maximum(after, before)
 
 
-def _inner(weights: Tensor, config: QuickMergeConfig) -> Tensor:
-    inner = weights.clone()
-    inner[: config.protect_first] = 0
-    inner[max(0, len(inner) - config.protect_last) :] = 0
-    return inner
+@lru_cache
+def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Constants [n, 1] float64, copied to a device once, as each copy waits for it."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float64, device=device)[:, None]

@@ -65,9 +65,14 @@ def scripted(monkeypatch):
     script = torch.tensor([[2, 9, 5, 5, 5], [3, 3, 3, 9, 5]])
     steps = []
 
-    def logits(model, tokens, ahead):
-        steps.append(ahead.shape[1])
-        return 99.0 * torch.nn.functional.one_hot(script[:, : ahead.shape[1]], 10).float()
+    class Writer:
+        def __init__(self, model, tokens):
+            self.said = 0
+
+        def logits(self, last):
+            self.said += 1
+            steps.append(last.shape[1])
+            return 99.0 * torch.nn.functional.one_hot(script[:, self.said - 1], 10).float()
 
     class Rows:
         def __len__(self):
@@ -76,7 +81,7 @@ def scripted(monkeypatch):
         def source(self, rows, device):
             return rows
 
-    monkeypatch.setattr(decoder, "_logits", logits)
+    monkeypatch.setattr(decoder, "_Writer", Writer)
     trained = SimpleNamespace(method=lambda source: source, decoder=None)
 
     def say(**options):
