@@ -44,9 +44,9 @@ def _quality(rows: Rows) -> Any:
             if row[metric] is None:
                 continue
             if row["method"] == "no context":
-                panel.axhline(row[metric], color=SOFT, linewidth=1, linestyle=":")
-                panel.text(1, row[metric], "no context", color=SOFT, fontsize=8,
-                           transform=panel.get_yaxis_transform(), ha="right", va="bottom")
+                # Far from all others: as a line it would press them together.
+                panel.text(1, 0.01, f"no context: {row[metric]:.1f}", color=SOFT, fontsize=8,
+                           transform=panel.transAxes, ha="right", va="bottom")
                 continue
             lead, control = row["method"] == LEAD, row["method"] in CONTROLS
             panel.errorbar(
