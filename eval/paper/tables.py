@@ -29,8 +29,14 @@ Cell = Mapping[str, Any]
 
 
 def table_1(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Methods, then controls: mean and deviation over the seeds, and the paper's figures."""
-    return [_row(name, cells, PAPER_1.get(name)) for name in (*TABLE_1, *CONTROLS)]
+    """Methods, then controls: mean and deviation over the seeds, and the paper's figures.
+
+    A method without a cell has no row.
+    """
+    there = {cell["method"] for cell in cells}
+    return [
+        _row(name, cells, PAPER_1.get(name)) for name in (*TABLE_1, *CONTROLS) if name in there
+    ]
 
 
 def table_2(cells: Sequence[Cell]) -> list[dict[str, Any]]:
