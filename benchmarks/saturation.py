@@ -1,6 +1,6 @@
 """Throughput with more requests than the KV cache holds, plain and compressed.
 
-    python benchmarks/saturation.py --requests 16 --fit 4 --length 2048 --output 64
+    python benchmarks/saturation.py --requests 16 --fit 4 --length 2048 --output 128
 
 All requests arrive at once; the cache holds ``--fit`` plain ones. Engines take turns, each in a new
 process, and every request of a run has its own prompt.
@@ -87,7 +87,7 @@ def saturation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--fit", type=int, default=4, help="plain requests that the cache holds")
     parser.add_argument("--length", type=int, default=2048)
-    parser.add_argument("--output", type=int, default=64)
+    parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--chunk", type=int, default=2048, help="prompt tokens of one step")
 
 

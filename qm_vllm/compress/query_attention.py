@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -46,8 +47,7 @@ class QueryAttention:
             raise ValueError(f"attention must be [H, W, N], not {list(weights.shape)}")
         weights = weights.float()
         recent = weights[:, -RECENT:].mean(1)
-        age = torch.arange(weights.shape[1] - 1, -1, -1, device=weights.device)
-        question = weights.amax(0) * torch.exp(-age.float() / AGE)[:, None]
+        question = weights.amax(0) * _say(weights.shape[1], weights.device)
         return cls(recent.amax(0), question.amax(0), recent.square().sum(0))
 
     @classmethod
@@ -60,3 +60,11 @@ class QueryAttention:
             for name in ("recent", "question", "energy")
         )
         return cls(recent.amax(0), question.amax(0), energy.sum(0))
+
+
+@lru_cache
+def _say(window: int, device: torch.device) -> Tensor:
+    """``exp(-age / AGE)`` of the last queries: [W, 1] float32, made once for a device."""
+    with torch.inference_mode(False):
+        age = torch.arange(window - 1, -1, -1, device=device)
+        return torch.exp(-age.float() / AGE)[:, None]

@@ -7,7 +7,8 @@ as well, and nothing has to travel with a request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from itertools import compress
 from typing import Any
 
 from qm_vllm.turns import Turn
@@ -41,14 +42,13 @@ class ChatTurns:
     def find(self, token_ids: Sequence[int]) -> list[Turn]:
         """All turns in their order, each up to the next one's mark; [] where there are none."""
         begins: list[tuple[str, int]] = []
-        position = 0
-        while position < len(token_ids):
-            for mark in self._by_first.get(token_ids[position], ()):
+        inside = 0  # end of the last mark
+        for position in places(token_ids, self._by_first):
+            for mark in self._by_first[token_ids[position]] if position >= inside else ():
                 if tuple(token_ids[position : position + len(mark)]) == mark:
                     begins.append((self.marks[mark], position))
-                    position += len(mark) - 1
+                    inside = position + len(mark)
                     break
-            position += 1
         ends = [*(start for _, start in begins), len(token_ids)][1:]
         return [(role, start, end) for (role, start), end in zip(begins, ends, strict=True)]
 
@@ -82,6 +82,11 @@ class ChatTurns:
         while len(ids) > 1 and ids[0] == bos and ids[1] in self._special:
             del ids[0]
         return tuple(ids) if ids and ids[0] in self._special else ()
+
+
+def places(token_ids: Sequence[int], wanted: Container[int]) -> list[int]:
+    """Where a prompt holds wanted tokens; the loop over the prompt is not Python's."""
+    return list(compress(range(len(token_ids)), map(wanted.__contains__, token_ids)))
 
 
 def _between(tokenizer: Any, talk: Sequence[tuple[str, str]]) -> dict[str, str]:

@@ -6,65 +6,21 @@ chunk bounds do not depend on load, so the same prompt gives bit-identical state
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from array import array
+from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
-from torch import nn
 
 from qm_vllm.compress import AttentionError, QueryAttention
 from qm_vllm.engine.adapters.decoder import DecoderView
 from qm_vllm.engine.dense_attention import DenseAttention, choose_backend
+from qm_vllm.engine.dense_taps import AttentionTap, LayerRecord, RotaryTap
 from qm_vllm.engine.fused_ops import rotary_forward, rotary_table
 from qm_vllm.engine.upload import upload
 
 AT_ONCE = 32 << 20
 """Bytes that one call over several heads or layers may make: beyond, there are several calls."""
-
-
-class _RotaryTap(nn.Module):
-    """Applies the layer's rotary embedding and keeps the keys as they were before it."""
-
-    def __init__(self, rotary: Callable[..., Any], keys: torch.Tensor | None) -> None:
-        super().__init__()
-        self.own, self.keys, self.start = [rotary], keys, 0
-
-    def forward(
-        self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.keys is not None:
-            rows = key.shape[0]
-            self.keys[self.start : self.start + rows] = key.reshape(rows, *self.keys.shape[1:])
-        rotated: tuple[torch.Tensor, torch.Tensor] = self.own[0](positions, query, key)
-        return rotated
-
-
-class _AttentionTap(nn.Module):
-    """Answers for vLLM's attention layer with dense causal attention over the sequence."""
-
-    def __init__(
-        self, attention: DenseAttention, attn: Any, num_tokens: int, record: LayerRecord
-    ) -> None:
-        super().__init__()
-        self.attention, self.record, self.num_tokens = attention, record, num_tokens
-        self.shape = (attn.num_heads, attn.num_kv_heads, attn.head_size)
-        self.start = 0
-
-    def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
-    ) -> torch.Tensor:
-        heads, kv_heads, size = self.shape
-        rows, stop = query.shape[0], self.start + query.shape[0]
-        query = query.reshape(rows, heads, size)
-        key, value = key.reshape(rows, kv_heads, size), value.reshape(rows, kv_heads, size)
-        record = self.record
-        if record.queries is not None:
-            first = self.num_tokens - record.queries.shape[0]
-            if stop > first:
-                low = max(first, self.start)
-                record.queries[low - first : stop - first] = query[low - self.start :]
-        out = self.attention.attend(query, key, value, self.start)
-        return out.reshape(rows, heads * size)
 
 
 class Stream:
@@ -82,16 +38,6 @@ class Stream:
         return self.hidden if self.residual is None else self.hidden + self.residual
 
 
-class LayerRecord:
-    """What one layer leaves behind: [N, KVH, D] keys and values, [W, H, D] last queries."""
-
-    def __init__(self) -> None:
-        self.plain_keys: torch.Tensor | None = None
-        self.rotated_keys: torch.Tensor | None = None
-        self.values: torch.Tensor | None = None
-        self.queries: torch.Tensor | None = None
-
-
 class DenseRunner:
     """Drives :class:`DecoderView` layers."""
 
@@ -102,7 +48,7 @@ class DenseRunner:
 
     def embed(self, token_ids: list[int]) -> torch.Tensor:
         """Token embeddings [N, D] of the served model."""
-        ids = torch.tensor(token_ids, dtype=torch.long)
+        ids = torch.frombuffer(array("q", token_ids), dtype=torch.long)
         return self.view.embed(upload(ids, self.device))
 
     def record_for(
@@ -137,13 +83,13 @@ class DenseRunner:
         hidden, residual = stream.hidden, stream.residual
         rest = torch.empty_like(hidden) if residual is None else residual
         num_tokens = hidden.shape[0]
-        rotary = _RotaryTap(
+        rotary = RotaryTap(
             rotary_forward(view.rotary, self.device, table), record.plain_keys
         )
         if stream.attention is None:
             first = self.view.layers[0].attn
             stream.attention = choose_backend(first, self.dtype, self.device)
-        attn = _AttentionTap(stream.attention, view.attn, num_tokens, record)
+        attn = AttentionTap(stream.attention, view.attn, num_tokens, record)
         stream.attention.begin(
             num_tokens, view.sliding_window, record.rotated_keys, record.values
         )
@@ -256,7 +202,7 @@ class DenseRunner:
         grouped = queries.reshape(window, attn.num_kv_heads, -1, attn.head_size)
         grouped = grouped.permute(1, 2, 0, 3).reshape(attn.num_kv_heads, -1, attn.head_size)
         keys = record.rotated_keys.permute(1, 2, 0)
-        future = torch.ones(window, window, dtype=torch.bool, device=keys.device).triu(1)
+        future = _future(window, keys.device)
         step = max(1, AT_ONCE // (4 * grouped.shape[1] * num_tokens))
         for first in range(0, attn.num_kv_heads, step):
             heads = slice(first, first + step)
@@ -264,6 +210,13 @@ class DenseRunner:
             logits = logits.reshape(-1, window, num_tokens)
             logits[:, :, num_tokens - window :].masked_fill_(future, float("-inf"))
             yield logits.softmax(-1), heads
+
+
+@lru_cache
+def _future(window: int, device: torch.device) -> torch.Tensor:
+    """Which of the last positions come after which: bool [W, W], made once for a device."""
+    with torch.inference_mode(False):
+        return torch.ones(window, window, dtype=torch.bool, device=device).triu(1)
 
 
 def over_ranks(part: QueryAttention) -> QueryAttention:

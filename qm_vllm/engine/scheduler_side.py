@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qm_vllm.config import QuickMergeConfig
+from qm_vllm.engine.chat_turns import places
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.job_board import JobBoard
 from qm_vllm.engine.log import get_logger
@@ -112,7 +113,7 @@ class SchedulerSide:
             config=config,
             encoder_layers=plan.encoder_layers,
             score_layers=plan.score_layers,
-            special_positions=[i for i, token in enumerate(ids) if token in special],
+            special_positions=places(ids, special),
             block_size=block_size,
             turns=tuple(turns),
         )

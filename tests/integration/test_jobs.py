@@ -8,6 +8,7 @@ from qm_vllm import QuickMergeConfig
 from qm_vllm.engine.compression_job import CompressionJob
 from tests.engines import engine, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
+from tests.waits import Waits
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +149,22 @@ def test_blocks_are_shared_by_equal_prompt_options_and_salt_alone(llm):
     assert hashes["one"] == hashes["again"]
     different = [hashes[name] for name in asked if name != "again"]
     assert sum(map(len, different)) == len(set.union(*different))
+
+
+@pytest.mark.parametrize("length", [60, 900])
+def test_a_job_reads_from_the_device_once_and_at_its_end(llm, monkeypatch, length):
+    seen: list[list[str]] = []
+    original = CompressionJob.advance
+
+    def watched(self):
+        with Waits() as waits:
+            cost = original(self)
+        seen.append(waits.names)
+        return cost
+
+    monkeypatch.setattr(CompressionJob, "advance", watched)
+    ((_, report),) = run(llm, [random_prompt(length, 5)], greedy(2, min_tokens=2, min_kept=2))
+    assert report["status"] == "compressed"
+    # The first counts protected positions in a mask that is still on the host.
+    assert [name for names in seen for name in names] == ["__int__", "tolist"]
+    assert seen[-1] == ["tolist"]

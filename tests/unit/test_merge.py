@@ -56,6 +56,14 @@ def test_select_and_groups_of_one_are_their_anchor_bit_for_bit(dtype):
         assert torch.equal(torch.signbit(same), torch.signbit(x))
 
 
+@pytest.mark.parametrize("grouping", configuration.GROUPINGS)
+def test_merging_some_columns_at_a_time_changes_no_bit(monkeypatch, grouping):
+    x, kept, groups, saliency = prompt(grouping=grouping)
+    whole = merge_states(x, kept, groups, saliency, QuickMergeConfig())
+    monkeypatch.setattr("qm_vllm.compress.merge.AT_ONCE", 5 * 41 * 4)
+    assert torch.equal(merge_states(x, kept, groups, saliency, QuickMergeConfig()), whole)
+
+
 def test_mean_is_the_plain_mean():
     x = torch.tensor([[1.0], [2.0], [6.0], [10.0]])
     config = QuickMergeConfig(merge="mean")
