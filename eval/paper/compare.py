@@ -76,7 +76,9 @@ def _beside(
                 row = next((row for row in runs[run] if row["method"] == method), {})
                 cells.append(_rates(row) if metric == "rate" else shown(row, metric))
             else:
-                printed = dict(zip(METRICS.values(), paper.get(method, ()), strict=False))
+                printed: dict[str, Any] = dict(
+                    zip(METRICS.values(), paper.get(method, ()), strict=False)
+                )
                 printed["rate"] = PAPER_RATES.get(method, "")
                 cells.append(str(printed.get(metric, "")))
         lines.append(_line(cells))
