@@ -2,16 +2,19 @@
 
     python benchmarks/memory.py --lengths 1024,2048,4096,8192 --json memory.json
 
-One engine with the plug-in and one without, each in a process of its own; prompts of growing
-length, one token each. On a CPU the figure is the process's resident set: its peak during the
-request (reset before it) over what the idle engine held after a short first request. On CUDA it is
-torch's allocator. ``job`` is the engine's with the plug-in, ``plain`` that of plain vLLM, whose
-activations a job needs as well. The bound: E/L of the plain KV of N tokens, and 256 MiB.
+For each length one engine with the plug-in and one without, each in a process of its own; one
+request of one token. On a CPU the figure is the process's resident set: its peak during the
+request over what the idle engine held after a short first request, when the C library had given
+back what it had free. What the library keeps for later counts. On CUDA it is torch's allocator.
+``job`` is the engine's with the plug-in, ``plain`` that of plain vLLM, whose activations a job
+needs as well. The bound: E/L of the plain KV of N tokens, and 256 MiB.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import math
 from pathlib import Path
@@ -61,27 +64,32 @@ def peak() -> int:
 
 
 def measure(
-    args: argparse.Namespace, lengths: list[int], plugin: dict[str, Any] | None
-) -> list[dict[str, Any]]:
-    """For each length the peak over the idle engine, and the job's report."""
+    args: argparse.Namespace, length: int, plugin: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The peak over the idle engine, bytes, and the job's report."""
     from vllm import SamplingParams
 
-    prompts = {n: prompt_ids(args.model, n, n) for n in (256, *lengths)}
+    first, ids = (prompt_ids(args.model, n, n) for n in (256, length))
     llm = start(
-        args.model, plugin, dtype=args.dtype, max_model_len=max(lengths) + 16, max_num_seqs=2,
+        args.model, plugin, dtype=args.dtype, max_model_len=length + 16, max_num_seqs=2,
         max_num_batched_tokens=args.chunk, enforce_eager=args.enforce_eager,
         kv_cache_memory_bytes=args.kv_gib << 30,
     )
     params = SamplingParams(max_tokens=1, temperature=0, detokenize=False)
-    found, idle = [], 0
-    for n, ids in prompts.items():
-        reset()
+
+    def ask(ids: list[int]) -> Any:
         (out,) = llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
         if plugin is not None:
             demand_compressed(out)
-        idle = idle or held()
-        found.append({"n": n, "peak": peak() - idle, "report": report_of(out)})
-    return found[1:]
+        return out
+
+    ask(first)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    idle = held()
+    reset()
+    said = report_of(ask(ids))
+    return {"peak": peak() - idle, "idle": idle, "report": said}
 
 
 def main() -> None:
@@ -94,14 +102,14 @@ def main() -> None:
     fill_in(args)
     lengths = sorted(int(n) for n in args.lengths.split(","))
     ours = {"ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk}
-    plain, jobs = (in_child(measure, args, lengths, plugin) for plugin in (None, ours))
     config = json.loads((Path(args.model) / "config.json").read_text())
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     head = config.get("head_dim") or config["hidden_size"] // heads
     token = 2 * layers * config["num_key_value_heads"] * head * getattr(torch, args.dtype).itemsize
     rows = []
-    for one, job in zip(plain, jobs, strict=True):
-        n, said = job["n"], job["report"]
+    for n in lengths:
+        one, job = (in_child(measure, args, n, plugin) for plugin in (None, ours))
+        said = job["report"]
         share = token * n * said["encoder_layers"] // layers
         rows.append({
             "N": n, "K": said["kept_tokens"], "job MiB": job["peak"] / MIB,
