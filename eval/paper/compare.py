@@ -18,19 +18,24 @@ from qm_vllm.eval.paper.report import shown
 from qm_vllm.eval.paper.tables import METRICS, PAPER_1, PAPER_2
 
 RUNS = ("small", "medium")
+LOADERS = "smoke"
+"""A run whose figures mean nothing, but that the loaders and everything behind them work."""
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 NAMES = {"ppl": "PPL", "accuracy": "accuracy", "fvd": "Fréchet"}
 
 
 def figures(folder: Path) -> str:
     """Markdown of Tables 1 to 5: every figure of the runs in ``folder`` beside the paper's."""
-    held = {run: {n: _read(folder / run / f"table{n}.csv") for n in range(1, 6)} for run in RUNS}
+    held = {
+        run: {n: _read(folder / run / f"table{n}.csv") for n in range(1, 6)}
+        for run in (*RUNS, LOADERS)
+    }
     parts = [
         f"### Table {number}\n\n" + _beside({run: held[run][number] for run in RUNS}, paper)
         for number, paper in ((1, PAPER_1), (2, PAPER_2))
     ]
     for number, names in ((3, _COSTS), (4, _LONG), (5, _OTHER)):
-        for run in RUNS:
+        for run in held:
             if held[run][number]:
                 parts.append(f"### Table {number}, {run}\n\n" + _plain(held[run][number], names))
     return "\n".join(parts)
