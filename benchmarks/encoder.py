@@ -6,11 +6,16 @@ Per layer and prompt: the plug-in's pass over all layers (embedding, layers, and
 that a job keeps), and vLLM's forward of a plain prefill (embedding, layers, last norm; without
 logits, sampling and scheduling), eager and compiled. Engines live in processes of their own and
 take turns. The aim is a ratio of 1.1 at most. What a compressed prefill does besides: phases.py.
+
+``bare`` is what no implementation can leave out: the layers' four matrix products on random
+weights and the attention kernel, each called by itself on the same rows. The aim on CUDA is that
+``bare`` is 0.8 of ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from pathlib import Path
@@ -19,7 +24,9 @@ from typing import Any
 import torch
 from setting import Child, common_options, fill_in, prompt_ids, report, start
 
-AIM = 1.1
+AIM, BARE_AIM = 1.1, 0.8
+PAUSE = 0.3
+"""Seconds before each engine's turn, in which the other processes' threads go to sleep."""
 
 
 def now() -> float:
@@ -68,8 +75,47 @@ def plain(pipe: Any, args: argparse.Namespace, longest: int, eager: bool) -> Non
         pipe.send(spent[0])
 
 
+class Bare:
+    """Matrix products and attention of all layers, and nothing else."""
+
+    def __init__(self, runner: Any, config: dict[str, Any]) -> None:
+        self.runner, self.attn = runner, runner.view.layers[0].attn
+        width, inner = config["hidden_size"], config["intermediate_size"]
+        size = self.attn.head_size
+        heads, kv = self.attn.num_heads * size, self.attn.num_kv_heads * size
+        shapes = ((heads + 2 * kv, width), (width, heads), (2 * inner, width), (width, inner))
+        self.weights = [
+            [self.random(*shape) for shape in shapes] for _ in runner.view.layers
+        ]
+
+    def random(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=self.runner.dtype, device=self.runner.device) / 32
+
+    def seconds(self, rows: int) -> float:
+        """Of a prompt of so many tokens, in the runner's chunks."""
+        from qm_vllm.engine.dense_attention import choose_backend
+
+        attn, chunk = self.attn, self.runner.chunk
+        inputs = [self.random(min(chunk, rows), w.shape[1]) for w in self.weights[0]]
+        query, key, value = (
+            self.random(rows, heads, attn.head_size)
+            for heads in (attn.num_heads, attn.num_kv_heads, attn.num_kv_heads)
+        )
+        attention = choose_backend(attn, self.runner.dtype, self.runner.device)
+        begin = now()
+        for weights in self.weights:
+            attention.begin(rows)
+            for first in range(0, rows, chunk):
+                part = slice(first, min(first + chunk, rows))
+                for states, weight in zip(inputs, weights, strict=True):
+                    torch.nn.functional.linear(states[: part.stop - first], weight)
+                attention.attend(query[part], key[part], value[part], first)
+        return now() - begin
+
+
 def dense(pipe: Any, args: argparse.Namespace, longest: int) -> None:
-    """Child process: for each prompt the seconds of the plug-in's pass over all layers."""
+    """Child process: for each prompt the seconds of the plug-in's pass over all layers, and of its
+    matrix products and attention alone."""
     options = engine_options(args, longest, True)
     _ = start(args.model, {"encoder_chunk_tokens": args.chunk}, **options)
     from vllm.distributed.kv_transfer import get_kv_transfer_group
@@ -77,6 +123,7 @@ def dense(pipe: Any, args: argparse.Namespace, longest: int) -> None:
     from qm_vllm.engine.dense_runner import Stream
 
     runner = get_kv_transfer_group().worker_side.runner
+    bare = Bare(runner, json.loads((Path(args.model) / "config.json").read_text()))
     pipe.send("ready")
     while (ids := pipe.recv()) is not None:
         with torch.inference_mode():
@@ -84,12 +131,14 @@ def dense(pipe: Any, args: argparse.Namespace, longest: int) -> None:
             stream = Stream(runner.embed(ids))
             for layer in range(len(runner.view.layers)):
                 record = runner.record_for(
-                    layer, len(ids), plain_keys=True, rotated_keys=False, values=True
+                    layer, stream.bounds, plain_keys=True, rotated_keys=False, values=True
                 )
                 for _ in runner.run_layer(layer, stream, record):
                     pass
                 records.append(record)
-            pipe.send(now() - begin)
+            spent = now() - begin
+            del records, record, stream
+            pipe.send((spent, bare.seconds(len(ids))))
 
 
 def main() -> None:
@@ -109,12 +158,16 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     raw = []
     for length in lengths:
-        taken: dict[str, list[float]] = {name: [] for name in engines}
+        taken: dict[str, list[float]] = {name: [] for name in (*engines, "bare")}
         for run in range(args.runs + 1):
             ids = prompt_ids(args.model, length, run)
             for name in list(engines)[:: -1 if run % 2 else 1]:
+                time.sleep(PAUSE)
                 spent = engines[name].ask(ids)
-                if run:
+                if run and name == "ours":
+                    taken["ours"].append(spent[0])
+                    taken["bare"].append(spent[1])
+                elif run:
                     taken[name].append(spent)
         raw.append({"n": length, **taken})
         for mode in modes:
@@ -125,12 +178,16 @@ def main() -> None:
                 "ours / vLLM": statistics.median(ratios),
                 "lowest": min(ratios), "highest": max(ratios),
                 f"at most {AIM}": statistics.median(ratios) <= AIM,
+                "bare s": statistics.median(taken["bare"]),
+                "bare / ours": statistics.median(
+                    a / b for a, b in zip(taken["bare"], taken["ours"], strict=True)
+                ),
             })
     for engine in engines.values():
         engine.stop()
     report(
         rows, args.json, model=Path(args.model).name, dtype=args.dtype, chunk=args.chunk,
-        seconds=raw,
+        seconds=raw, aims={"ours / vLLM, at most": AIM, "bare / ours on CUDA, at least": BARE_AIM},
     )
 
 

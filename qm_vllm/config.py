@@ -116,6 +116,10 @@ class QuickMergeConfig:
     encoder_chunk_tokens: int = 2048
     """Rows per unit of encoder work, and the work of one step as rows through all layers.
     Smaller values delay running requests less. Tokens, >= 16."""
+    encoder_batch: bool = False
+    """Prompts that wait together and fill at most one chunk go through the encoder layers in one
+    pass: fewer and larger operations. The states' last bits, hence near ties in what is kept,
+    then depend on what is served at the same time."""
     max_source_tokens: int | None = None
     """Prompt tokens that may be in the encoder at once, over all jobs: bounds the scratch memory. A
     longer prompt passes untouched. None: max_model_len. Tokens, >= 2."""
@@ -134,7 +138,9 @@ class QuickMergeConfig:
     DEFAULT_RATIO: ClassVar[float] = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("enabled", "protect_special", "query_visible", "details"):
+        for name in (
+            "enabled", "protect_special", "query_visible", "details", "encoder_batch"
+        ):
             object.__setattr__(self, name, boolean(name, getattr(self, name)))
         for name, low in (
             ("min_tokens", 2), ("min_kept", 1), ("protect_first", 0), ("protect_last", 1),

@@ -3,12 +3,15 @@
 
     python scripts/gpu_check.py --json gpu.json              # everything, under 10 minutes
     python scripts/gpu_check.py --only floor,entropy
+    python scripts/gpu_check.py --only modes                 # both runners, eager and CUDA graphs
 
 Needs no network: models are random or made up. Parts: ``floor`` measures the bfloat16 GEMM rate
-and the copy bandwidth; ``entropy`` compares the entropy with float64 and times it; ``v1`` and
-``v2`` run the integration tests in vLLM's two model runners; ``prefill`` and ``saturation`` time
-a decoder with the shape of Llama 3 8B, plain and compressed. One table at the end; the exit
-status is 1 if a result is wrong.
+and the copy bandwidth; ``entropy`` compares the entropy with float64 and times it; ``dense`` times
+the encoder's layers beside vLLM's own and beside their matrix products and attention alone;
+``v1`` and ``v2`` run the integration tests in vLLM's two model runners; ``prefill`` and
+``saturation`` time a decoder with the shape of Llama 3 8B, plain and compressed. ``modes``, which
+runs on demand as each of its starts compiles, is one prefill in each model runner, eager and with
+CUDA graphs. One table at the end; the exit status is 1 if a result is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("floor", "entropy", "v1", "v2", "prefill", "saturation")
+PARTS = ("floor", "entropy", "dense", "v1", "v2", "prefill", "saturation")
+MODE_LENGTH = "8192"
 V2_TESTS = (
     "test_keep_all.py", "test_compressed.py", "test_jobs.py", "test_requests.py",
     "test_engine_life.py", "test_modes.py", "test_settings.py", "test_prior_served.py",
@@ -139,8 +143,11 @@ def tests(runner: str, found: dict[str, Any], workers: int) -> list[Row]:
     return [(f"integration tests, runner {runner}", text, count > 0 and not bad)]
 
 
-def benchmark(name: str, found: dict[str, Any], *arguments: str) -> list[dict[str, Any]]:
-    """Run one of benchmarks/ on the made-up 8B; its rows."""
+def benchmark(
+    name: str, found: dict[str, Any], *arguments: str, label: str = "", runner: str | None = None
+) -> list[dict[str, Any]]:
+    """Run one of benchmarks/ on the made-up 8B; its rows. ``found`` gets them as name + label."""
+    chosen = {} if runner is None else {"VLLM_USE_V2_MODEL_RUNNER": str(int(runner == "v2"))}
     with tempfile.TemporaryDirectory() as work:
         model = Path(work) / "llama-8b-shape"
         model.mkdir()
@@ -149,24 +156,51 @@ def benchmark(name: str, found: dict[str, Any], *arguments: str) -> list[dict[st
         done = subprocess.run(
             [sys.executable, f"benchmarks/{name}.py", "--model", str(model), "--dtype", "bfloat16",
              "--json", str(out), *arguments],
-            cwd=ROOT, capture_output=True, text=True, check=False,
+            cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | chosen,
         )
-        Path(f"gpu_check_{name}.log").write_text(done.stdout[-100_000:] + done.stderr[-100_000:])
+        log = Path(f"gpu_check_{name}{label}.log")
+        log.write_text(done.stdout[-100_000:] + done.stderr[-100_000:])
         if not out.is_file():
             raise RuntimeError(f"benchmarks/{name}.py gave no result: {done.stderr[-300:]}")
         content = json.loads(out.read_text())
-    found[name] = content
+    found[name + label] = content
     rows: list[dict[str, Any]] = content if isinstance(content, list) else content["rows"]
     return rows
 
 
-def prefill(found: dict[str, Any], lengths: str, *mode: str) -> list[Row]:
+def dense(found: dict[str, Any], lengths: str) -> list[Row]:
+    """The plug-in's layers, vLLM's eager ones, and the products and attention alone."""
+    longest = max(int(n) for n in lengths.split(","))
+    rows = benchmark("encoder", found, "--lengths", lengths, "--chunk", "8192", "--modes", "eager",
+                     "--kv-gib", str(2 + longest // 6144))
+    return [
+        (f"all layers, 8B shape, N = {row['N']:,}",
+         f"{1e3 * row['ours s']:.0f} ms: {row['ours / vLLM']:.2f} of vLLM's eager ones, products "
+         f"and attention alone {row['bare / ours']:.2f} of it", True)
+        for row in rows
+    ]
+
+
+def modes(found: dict[str, Any]) -> list[Row]:
+    """One prefill in each of vLLM's model runners, eager and with CUDA graphs."""
+    rows: list[Row] = []
+    for runner in ("v1", "v2"):
+        for mode in (("--enforce-eager",), ()):
+            name = f"_{runner}_{'eager' if mode else 'graphs'}"
+            rows += prefill(found, MODE_LENGTH, *mode, label=name, runner=runner)
+    return rows
+
+
+def prefill(
+    found: dict[str, Any], lengths: str, *mode: str, label: str = "", runner: str | None = None
+) -> list[Row]:
     """Time to first token, interleaved."""
     longest = max(int(n) for n in lengths.split(","))
     rows = benchmark("prefill", found, "--lengths", lengths, "--runs", "5",
-                     "--encoder-chunk-tokens", "8192", "--kv-gib", str(2 + longest // 6144), *mode)
+                     "--encoder-chunk-tokens", "8192", "--kv-gib", str(2 + longest // 6144), *mode,
+                     label=label, runner=runner)
     return [
-        (f"TTFT, 8B shape, N = {row['n']:,}, K = {row['kept']:,}",
+        (f"TTFT, 8B shape, N = {row['n']:,}, K = {row['kept']:,}{label.replace('_', ' ')}",
          f"{1e3 * row['plain_ttft_s']:.0f} ms plain, {1e3 * row['quickmerge_ttft_s']:.0f} ms "
          f"compressed: {row['speedup']:.2f}x (limit {row['flop_limit']:.2f}x)", True)
         for row in rows
@@ -186,7 +220,7 @@ def saturation(found: dict[str, Any], *mode: str) -> list[Row]:
 def main() -> int:
     """Run the parts; print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=",".join(PARTS), help=f"of {','.join(PARTS)}")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"of {','.join(PARTS)},modes")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1))
     parser.add_argument("--lengths", default="2048,8192,32768", help="of the prefill part")
     parser.add_argument("--eager", action="store_true",
@@ -206,6 +240,7 @@ def main() -> int:
         "floor": lambda: floor(found), "entropy": lambda: entropy(found),
         "v1": lambda: tests("v1", found, args.workers),
         "v2": lambda: tests("v2", found, args.workers),
+        "dense": lambda: dense(found, args.lengths), "modes": lambda: modes(found),
         "prefill": lambda: prefill(found, args.lengths, *mode),
         "saturation": lambda: saturation(found, *mode),
     }

@@ -60,6 +60,9 @@ def serve(
     encoder_chunk_tokens: Annotated[
         int | None, typer.Option(help="Encoder work between two steps of the engine, in tokens.")
     ] = None,
+    encoder_batch: Annotated[
+        bool, typer.Option(help="Short prompts that wait go through the encoder together.")
+    ] = False,
     max_source_tokens: Annotated[
         int | None, typer.Option(help="Prompt tokens in the encoder at once; bounds its memory.")
     ] = None,
@@ -89,6 +92,7 @@ def serve(
             encoder_layers=encoder_layers,
             calibration=calibration,
             encoder_chunk_tokens=encoder_chunk_tokens,
+            encoder_batch=encoder_batch or None,
             max_source_tokens=max_source_tokens,
             keep_roles=keep_roles,
             enabled=False if off else None,

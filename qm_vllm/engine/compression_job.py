@@ -6,7 +6,7 @@ Pass 1 runs layers [0, E) over N tokens, pass 2 runs layers [E, L) over K states
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -14,125 +14,103 @@ from qm_vllm.compress import (
     AttentionError,
     Compressed,
     Evidence,
-    QueryAttention,
     absolute_saliency,
     choose_budget,
     finish,
     keep_order,
-    needs,
     protected_mask,
     round_to_blocks,
-    row_norms,
     score_tokens,
     sizes_between,
     smallest_within,
 )
 from qm_vllm.config import ConfigError
-from qm_vllm.engine.dense_runner import (
-    DenseRunner,
-    LayerRecord,
-    Stream,
-    gather_rows,
-    over_ranks,
-)
+from qm_vllm.engine.dense_runner import DenseRunner, LayerRecord, Stream, gather_rows
+from qm_vllm.engine.encoder_pass import Encoded, EncoderPass, gather
 from qm_vllm.engine.protocol import JobResult, JobSpec
 from qm_vllm.engine.stopwatch import Stopwatch
 from qm_vllm.engine.upload import upload
-from qm_vllm.layers import WINDOW_QUERIES, window_layers
 
 
 class CompressionJob:
     """Runs one :class:`JobSpec`; :attr:`result` is set when it has ended, well or badly.
 
     Attributes:
+        encoder: its pass through the layers below E, alone or with others (:func:`share_pass`).
         artifact: keys and values [K - 1, KVH, D] of every layer, rotated for the K
             positions that vLLM will count (inject delivery only). The last kept token is left to
             vLLM, which samples from it.
-        spent: rows x layers of work done, from where the others stood when this one began.
     """
 
     def __init__(self, spec: JobSpec, runner: DenseRunner) -> None:
         self.spec, self.runner = spec, runner
-        self.spent = 0
+        self.encoder, self.index = EncoderPass([spec], runner), 0
         self.result: JobResult | None = None
         self.artifact: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._ahead = self._done = 0
         self._clock = Stopwatch(runner.device)
         self._positions = spec.config.positions if self.inject else "compact"
         self._windows: dict[int, LayerRecord] = {}
         self._error: torch.Tensor | None = None
-        self._units = self._run()
+        self._units = self._after_encoder()
 
     @property
     def inject(self) -> bool:
         return self.spec.config.delivery == "inject"
 
+    @property
+    def spent(self) -> int:
+        """Rows x layers of work done, from where the others stood when this one began."""
+        own = self.encoder.spent * len(self.spec.token_ids) // max(1, self.encoder.rows)
+        return self._ahead + own + self._done
+
+    def start_level(self, others: Iterable[CompressionJob]) -> None:
+        """Begin where the one of the others stands that had least."""
+        self._ahead = min((other.spent for other in others), default=0)
+
     def advance(self) -> int:
-        """Do one unit of work. Returns its cost in rows x layers; 0 when the job has ended."""
+        """Do one unit of work. Returns its cost in rows x layers, of all jobs whose pass it is; 0
+        when the job has ended, or when its shared pass failed and it goes on alone."""
         try:
+            if not self.encoder.done:
+                cost = self._encode()
+                if cost or not self.encoder.done:
+                    return cost
             cost = next(self._units, 0)
-            self.spent += cost
+            self._done += cost
             return cost
         except Exception as error:
             self.artifact = []
             self.result = JobResult(self.spec.key, error=f"{type(error).__name__}: {error}")
             return 0
 
-    def _run(self) -> Iterator[int]:
-        clock, spec = self._clock, self.spec
-        with clock.phase("encoder"):
-            stream = Stream(self.runner.embed(spec.token_ids))
-        evidence = Evidence(num_tokens=len(spec.token_ids))
-        records: list[LayerRecord] = []
-        yield from self._encode(stream, evidence, records)
+    def _encode(self) -> int:
+        if self.encoder.failed:
+            self.encoder, self.index = EncoderPass([self.spec], self.runner), 0
+        try:
+            return self.encoder.advance()
+        except Exception:
+            if len(self.encoder.specs) == 1:
+                raise
+            return 0
+
+    def _after_encoder(self) -> Iterator[int]:
+        clock, spec, seen = self._clock, self.spec, self.encoder.encoded[self.index]
+        states, evidence, records = seen.states, seen.evidence, seen.records
+        self._windows = seen.windows
+        self.encoder.encoded[self.index] = Encoded(evidence)
         with clock.phase("saliency"):
-            states = stream.states
-            evidence.norms = row_norms(states)
             scores, kept = self._choose(evidence)
+            if spec.kept is not None:
+                kept = upload(torch.tensor(spec.kept), kept.device)
         with clock.phase("merge"):
             compressed = finish(states, evidence, scores, kept, spec.config, check=False)
-        del states, stream
+        del states, seen
         if self.inject:
             table = self._table(kept)
             yield from self._lower_kv(records, kept[:-1], table)
             yield from self._upper_kv(compressed.states[:-1], table)
         self.result = self._report(compressed)
-
-    def _encode(
-        self, stream: Stream, evidence: Evidence, records: list[LayerRecord]
-    ) -> Iterator[int]:
-        spec, runner, clock = self.spec, self.runner, self._clock
-        wanted, rows = needs(spec.config), len(spec.token_ids)
-        if spec.encoder_layers == 0:
-            yield from self._score(stream, evidence, wanted)
-        windows: list[int] = []
-        if "attention" in wanted:
-            count = window_layers(spec.config, len(runner.view.layers))
-            windows = runner.window_layers(spec.encoder_layers, count)
-        for layer in range(spec.encoder_layers):
-            if layer in range(*spec.score_layers):
-                yield from self._score(stream, evidence, wanted)
-            window = layer in windows
-            record = runner.record_for(
-                layer, rows, plain_keys=self.inject, rotated_keys=window,
-                values=self.inject or window, num_queries=WINDOW_QUERIES if window else 0,
-            )
-            yield from self._timed("encoder", runner.run_layer(layer, stream, record))
-            if window:
-                with clock.phase("saliency"):
-                    evidence.attention.append(runner.window_attention(layer, record))
-                self._windows[layer] = record
-            records.append(record)
-        if windows:
-            with clock.phase("saliency"):
-                evidence.attention = [over_ranks(QueryAttention.joined(evidence.attention))]
-
-    def _score(
-        self, stream: Stream, evidence: Evidence, wanted: frozenset[str]
-    ) -> Iterator[int]:
-        if wanted & {"entropy", "incoming"}:
-            with self._clock.phase("saliency"):
-                evidence.observe_layer(stream.states, self.spec.config.logit_scale, wanted)
-            yield len(self.spec.token_ids)
 
     def _choose(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
         spec = self.spec
@@ -203,29 +181,22 @@ class CompressionJob:
     def _upper_kv(
         self, states: torch.Tensor, table: torch.Tensor | None
     ) -> Iterator[int]:
-        stream, rows = Stream(states), states.shape[0]
+        stream = Stream(states)
         for layer in range(self.spec.encoder_layers, len(self.runner.view.layers)):
             record = self.runner.record_for(
-                layer, rows, plain_keys=False, rotated_keys=True, values=True
+                layer, stream.bounds, plain_keys=False, rotated_keys=True, values=True
             )
-            yield from self._timed("upper", self.runner.run_layer(layer, stream, record, table))
+            units = self.runner.run_layer(layer, stream, record, table)
+            yield from self._clock.timed("upper", units)
             assert record.rotated_keys is not None
             assert record.values is not None
             self.artifact.append((record.rotated_keys, record.values))
-
-    def _timed(self, phase: str, units: Iterator[int]) -> Iterator[int]:
-        while True:
-            with self._clock.phase(phase):
-                cost = next(units, None)
-            if cost is None:
-                return
-            yield cost
 
     def _report(self, compressed: Compressed) -> JobResult:
         kept, (finite, *measured) = self._read(compressed)
         if not finite:
             raise ValueError("scores must be finite; check the states for NaN or infinity")
-        seconds = self._clock.seconds()
+        seconds = self._seconds()
         names = ("gamma", "retained_norm", "reconstruction_error", "attention_error")
         figures = {
             "encoder_layers": self.spec.encoder_layers,
@@ -245,6 +216,13 @@ class CompressionJob:
             }
         return JobResult(self.spec.key, kept, figures, details)
 
+    def _seconds(self) -> dict[str, float]:
+        """By phase; of a shared pass, this prompt's part of the rows."""
+        seconds, share = self._clock.seconds(), self.encoder.share(self.index)
+        for name, spent in self.encoder.clock.seconds().items():
+            seconds[name] = seconds.get(name, 0.0) + share * spent
+        return seconds
+
     def _read(self, compressed: Compressed) -> tuple[list[int], list[float]]:
         """Kept positions; whether all scores are finite, and the figures. All that the host
         reads of a job, in one go at its end, so that it never waits for the device before."""
@@ -255,3 +233,16 @@ class CompressionJob:
         row = torch.cat([part.to(device, torch.float64) for part in (*parts, compressed.kept)])
         found, start = row.tolist(), row.shape[0] - compressed.num_kept
         return [int(position) for position in found[start:]], found[:start]
+
+
+def share_pass(jobs: Sequence[CompressionJob], rows: int) -> None:
+    """Let jobs that have not begun go through the encoder together, at most so many rows at once.
+
+    Which ones is decided by their order and sizes alone: equal on all tensor-parallel ranks.
+    """
+    waiting = [job for job in jobs if job.result is None and not job.encoder.begun]
+    specs = [job.spec for job in waiting]
+    for group in gather(specs, rows):
+        shared = EncoderPass([specs[member] for member in group], waiting[group[0]].runner)
+        for index, member in enumerate(group):
+            waiting[member].encoder, waiting[member].index = shared, index

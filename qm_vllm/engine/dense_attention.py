@@ -7,10 +7,14 @@ queries and attend to keys ``[0, stop)``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
+
+from qm_vllm.engine.upload import upload
 
 SCRATCH_BLOCK = 128
 
@@ -21,12 +25,14 @@ class DenseAttention(Protocol):
     def begin(
         self, num_tokens: int, sliding_window: int | None = None,
         keys: torch.Tensor | None = None, values: torch.Tensor | None = None,
+        prompts: int = 1,
     ) -> None:
         """Start a layer of ``num_tokens`` rows, whose queries see so many newest positions.
 
         Args:
             keys, values: [N, KVH, D] that the caller wants filled with what it will hand to
                 :meth:`attend`.
+            prompts: how many the rows belong to; beyond one, :meth:`attend_prompts` follows.
         """
 
     def attend(
@@ -42,6 +48,20 @@ class DenseAttention(Protocol):
         """
         ...
 
+    def attend_prompts(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: Sequence[int]
+    ) -> torch.Tensor:
+        """All rows of several prompts at once; each attends to its own prompt.
+
+        Args:
+            query: [N, H, D]. key, value: [N, KVH, D].
+            bounds: prompt i has rows ``[bounds[i], bounds[i + 1])``.
+
+        Returns:
+            [N, H, D].
+        """
+        ...
+
 
 class SdpaAttention:
     """torch's scaled dot product: works everywhere, the reference for the others."""
@@ -54,6 +74,7 @@ class SdpaAttention:
     def begin(
         self, num_tokens: int, sliding_window: int | None = None,
         keys: torch.Tensor | None = None, values: torch.Tensor | None = None,
+        prompts: int = 1,
     ) -> None:
         self.window = sliding_window
         shape = (num_tokens, self.num_kv_heads, self.head_size)
@@ -69,16 +90,32 @@ class SdpaAttention:
     ) -> torch.Tensor:
         stop = start + query.shape[0]
         self.keys[start:stop], self.values[start:stop] = key, value
-        mask = None
+        return self._causal(query, self.keys[:stop], self.values[:stop])
+
+    def attend_prompts(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: Sequence[int]
+    ) -> torch.Tensor:
+        self.keys[:], self.values[:] = key, value
+        return torch.cat([
+            self._causal(query[low:high], self.keys[low:high], self.values[low:high])
+            for low, high in pairwise(bounds)
+        ])
+
+    def _causal(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        """The last positions of the keys attend."""
+        rows, stop = query.shape[0], keys.shape[0]
+        start, mask = stop - rows, None
         if start or self.window:
-            mask = torch.ones(stop - start, stop, dtype=torch.bool, device=query.device)
+            mask = torch.ones(rows, stop, dtype=torch.bool, device=query.device)
             mask = mask.tril(start)
         if self.window and mask is not None:
             mask = mask.triu(start - self.window + 1)
         out = F.scaled_dot_product_attention(
             query.transpose(0, 1)[None],
-            self.keys[:stop].transpose(0, 1)[None],
-            self.values[:stop].transpose(0, 1)[None],
+            keys.transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
             attn_mask=mask,
             is_causal=mask is None,
             scale=self.scale,
@@ -104,10 +141,11 @@ class CpuKernelAttention:
     def begin(
         self, num_tokens: int, sliding_window: int | None = None,
         keys: torch.Tensor | None = None, values: torch.Tensor | None = None,
+        prompts: int = 1,
     ) -> None:
         self.keys, self.values = keys, values
         self.window = -1 if sliding_window is None else sliding_window
-        blocks = -(-num_tokens // SCRATCH_BLOCK)
+        blocks = -(-num_tokens // SCRATCH_BLOCK) + prompts - 1  # each prompt begins a block
         if self.cache.shape[0] != blocks:
             shape = (blocks, self.num_kv_heads, 2 * SCRATCH_BLOCK, self.head_size)
             self.cache = torch.zeros(shape, dtype=self.dtype)
@@ -121,15 +159,41 @@ class CpuKernelAttention:
         for wanted, part in ((self.keys, key), (self.values, value)):
             if wanted is not None:
                 wanted[start : start + rows] = part
+        slots = torch.arange(start, start + rows)
+        return self._run(query, key, value, slots, [start + rows], [0, rows], self.table)
+
+    def attend_prompts(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: Sequence[int]
+    ) -> torch.Tensor:
+        for wanted, part in ((self.keys, key), (self.values, value)):
+            if wanted is not None:
+                wanted[:] = part
+        sizes = [stop - start for start, stop in pairwise(bounds)]
+        needed = [-(-size // SCRATCH_BLOCK) for size in sizes]
+        firsts = [0, *accumulate(needed)]
+        slots = torch.cat([
+            torch.arange(size) + first * SCRATCH_BLOCK
+            for size, first in zip(sizes, firsts, strict=False)
+        ])
+        table = torch.zeros(len(sizes), max(needed), dtype=torch.int32)
+        for row, first, count in zip(table, firsts, needed, strict=False):
+            row[:count] = torch.arange(first, first + count)
+        return self._run(query, key, value, slots, sizes, bounds, table)
+
+    def _run(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor,
+        sizes: Sequence[int], bounds: Sequence[int], table: torch.Tensor,
+    ) -> torch.Tensor:
+        """Append at ``slots``, then let each prompt's queries see its ``sizes`` first keys."""
         scales = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": "auto"}
         self.ops.cpu_attn_reshape_and_cache(
             key, value, self.key_cache, self.value_cache,
-            torch.arange(start, start + rows), self.isa, **scales,
+            slots, self.isa, **scales,
         )
-        lengths = torch.tensor([start + rows], dtype=torch.int32)
-        starts = torch.tensor([0, rows], dtype=torch.int32)
+        lengths = torch.tensor(sizes, dtype=torch.int32)
+        starts = torch.tensor(bounds, dtype=torch.int32)
         plan = self.ops.cpu_attn_get_scheduler_metadata(
-            num_reqs=1, num_heads=self.num_heads, num_kv_heads=self.num_kv_heads,
+            num_reqs=len(sizes), num_heads=self.num_heads, num_kv_heads=self.num_kv_heads,
             head_dim=self.head_size, seq_lens=lengths, dtype=self.dtype, query_start_loc=starts,
             causal=True, sliding_window_size=self.window, isa=self.isa, enable_kv_split=False,
             dynamic_causal=None, kv_cache_dtype="auto",
@@ -138,7 +202,7 @@ class CpuKernelAttention:
         self.ops.cpu_attention_with_kv_cache(
             query=query, key_cache=self.key_cache, value_cache=self.value_cache, output=out,
             query_start_loc=starts, seq_lens=lengths, scale=self.scale, causal=True,
-            alibi_slopes=None, sliding_window=self.window, block_table=self.table, softcap=0,
+            alibi_slopes=None, sliding_window=self.window, block_table=table, softcap=0,
             scheduler_metadata=plan, s_aux=None, dynamic_causal=None, **scales,
         )
         return out
@@ -153,7 +217,7 @@ class FlashVarlenAttention(SdpaAttention):
         from vllm.vllm_flash_attn import flash_attn_varlen_func
 
         self.function = flash_attn_varlen_func
-        self.bounds: dict[int, torch.Tensor] = {}
+        self.bounds: dict[tuple[int, ...], torch.Tensor] = {}
         self.version = get_flash_attn_version(head_size=attn.head_size)
         if self.version is None:
             raise NotImplementedError("no FlashAttention for this head size")
@@ -164,20 +228,32 @@ class FlashVarlenAttention(SdpaAttention):
         rows = query.shape[0]
         stop = start + rows
         self.keys[start:stop], self.values[start:stop] = key, value
+        return self._flash(query, self.keys[:stop], self.values[:stop], (0, rows), (0, stop))
+
+    def attend_prompts(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: Sequence[int]
+    ) -> torch.Tensor:
+        self.keys[:], self.values[:] = key, value
+        return self._flash(query, self.keys, self.values, tuple(bounds), tuple(bounds))
+
+    def _flash(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+        queries_at: tuple[int, ...], keys_at: tuple[int, ...],
+    ) -> torch.Tensor:
+        longest = [max(b - a for a, b in pairwise(at)) for at in (queries_at, keys_at)]
         return self.function(  # type: ignore[no-any-return]
-            q=query, k=self.keys[:stop], v=self.values[:stop],
-            cu_seqlens_q=self._up_to(rows), cu_seqlens_k=self._up_to(stop), max_seqlen_q=rows,
-            max_seqlen_k=stop, softmax_scale=self.scale, causal=True, fa_version=self.version,
+            q=query, k=keys, v=values,
+            cu_seqlens_q=self._on_device(queries_at), cu_seqlens_k=self._on_device(keys_at),
+            max_seqlen_q=longest[0], max_seqlen_k=longest[1], softmax_scale=self.scale,
+            causal=True, fa_version=self.version,
             window_size=None if self.window is None else [self.window - 1, 0],
         )
 
-    def _up_to(self, stop: int) -> torch.Tensor:
-        """[0, stop], made on the device: a copy from the host would wait for it."""
-        if stop not in self.bounds:
-            self.bounds[stop] = torch.arange(
-                0, stop + 1, stop, dtype=torch.int32, device=self.device
-            )
-        return self.bounds[stop]
+    def _on_device(self, bounds: tuple[int, ...]) -> torch.Tensor:
+        """The bounds on the device, sent once and not waited for."""
+        if bounds not in self.bounds:
+            self.bounds[bounds] = upload(torch.tensor(bounds, dtype=torch.int32), self.device)
+        return self.bounds[bounds]
 
 
 def choose_backend(attn: Any, dtype: torch.dtype, device: torch.device) -> DenseAttention:

@@ -7,8 +7,9 @@ chunk bounds do not depend on load, so the same prompt gives bit-identical state
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 
@@ -24,10 +25,17 @@ AT_ONCE = 32 << 20
 
 
 class Stream:
-    """Residual stream of a sequence between two layers; both tensors [N, D]."""
+    """Residual stream between two layers; both tensors [N, D].
 
-    def __init__(self, states: torch.Tensor) -> None:
+    Args:
+        bounds: where the rows hold several prompts, prompt i has ``[bounds[i], bounds[i + 1])``.
+    """
+
+    def __init__(self, states: torch.Tensor, bounds: Sequence[int] | None = None) -> None:
         self.hidden = states
+        self.bounds = [0, states.shape[0]] if bounds is None else bounds
+        self.places: torch.Tensor | None = None
+        """Positions of the rows of several prompts: [N]."""
         self.residual: torch.Tensor | None = None
         self.attention: DenseAttention | None = None
         """Scratch of the layer that runs; its own, so that streams may alternate."""
@@ -52,12 +60,12 @@ class DenseRunner:
         return self.view.embed(upload(ids, self.device))
 
     def record_for(
-        self, layer: int, num_tokens: int, *, plain_keys: bool, rotated_keys: bool, values: bool,
-        num_queries: int = 0,
+        self, layer: int, bounds: Sequence[int], *, plain_keys: bool, rotated_keys: bool,
+        values: bool, num_queries: int = 0,
     ) -> LayerRecord:
-        """Empty buffers for what :meth:`run_layer` shall capture."""
-        attn = self.view.layers[layer].attn
-        record = LayerRecord()
+        """Empty buffers for what :meth:`run_layer` shall capture of a :class:`Stream`."""
+        attn, num_tokens = self.view.layers[layer].attn, bounds[-1]
+        record = LayerRecord(num_queries)
 
         def buffer(rows: int, heads: int) -> torch.Tensor:
             return torch.empty((rows, heads, attn.head_size), dtype=self.dtype, device=self.device)
@@ -69,7 +77,8 @@ class DenseRunner:
         if values:
             record.values = buffer(num_tokens, attn.num_kv_heads)
         if num_queries:
-            record.queries = buffer(min(num_queries, num_tokens), attn.num_heads)
+            rows = sum(min(num_queries, stop - start) for start, stop in pairwise(bounds))
+            record.queries = buffer(rows, attn.num_heads)
         return record
 
     def run_layer(
@@ -77,26 +86,28 @@ class DenseRunner:
     ) -> Iterator[int]:
         """Run one layer over all rows of ``stream``, in place; yields the rows of each chunk.
 
-        Rows sit at positions 0..N-1, or at those of a ``table`` from :meth:`place`.
+        Rows sit at positions 0..N-1 of their prompt, or at those of a ``table`` from
+        :meth:`place`. Several prompts are one chunk.
         """
         view = self.view.layers[layer]
         hidden, residual = stream.hidden, stream.residual
         rest = torch.empty_like(hidden) if residual is None else residual
-        num_tokens = hidden.shape[0]
+        num_tokens, prompts = hidden.shape[0], len(stream.bounds) - 1
+        chunk = self.chunk if prompts == 1 else num_tokens
         rotary = RotaryTap(
             rotary_forward(view.rotary, self.device, table), record.plain_keys
         )
         if stream.attention is None:
             first = self.view.layers[0].attn
             stream.attention = choose_backend(first, self.dtype, self.device)
-        attn = AttentionTap(stream.attention, view.attn, num_tokens, record)
+        attn = AttentionTap(stream.attention, view.attn, stream.bounds, record)
         stream.attention.begin(
-            num_tokens, view.sliding_window, record.rotated_keys, record.values
+            num_tokens, view.sliding_window, record.rotated_keys, record.values, prompts
         )
-        for start in range(0, num_tokens, self.chunk):
-            stop = min(start + self.chunk, num_tokens)
+        for start in range(0, num_tokens, chunk):
+            stop = min(start + chunk, num_tokens)
             rotary.start = attn.start = start
-            positions = torch.arange(start, stop, device=self.device)
+            positions = self._positions(stream, start, stop)
             with view.borrowed(attn, rotary):
                 out, added = view.run(
                     positions, hidden[start:stop], None if residual is None else rest[start:stop]
@@ -110,6 +121,15 @@ class DenseRunner:
             hidden[start:stop] = out
             yield stop - start
         stream.residual = rest
+
+    def _positions(self, stream: Stream, start: int, stop: int) -> torch.Tensor:
+        """Of the rows ``[start, stop)``, each counted from its prompt's first."""
+        if len(stream.bounds) == 2:
+            return torch.arange(start, stop, device=self.device)
+        if stream.places is None:
+            own = [torch.arange(high - low) for low, high in pairwise(stream.bounds)]
+            stream.places = upload(torch.cat(own), self.device)
+        return stream.places[start:stop]
 
     def place(self, positions: torch.Tensor) -> torch.Tensor | None:
         """Table for :meth:`run_layer` and :meth:`rotate` that puts rows at these positions [K].

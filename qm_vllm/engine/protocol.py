@@ -29,6 +29,8 @@ class JobSpec:
     """K is rounded to a multiple of this plus one; None: not rounded."""
     turns: tuple[Turn, ...] = ()
     """Turns of a conversation that stay whole."""
+    kept: tuple[int, ...] | None = None
+    """What the job kept the first time, if it runs again and must keep the same."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qm_vllm.config import QuickMergeConfig
@@ -186,7 +186,10 @@ class SchedulerSide:
         missing = len(tracked.outcome.kept) - 1 - computed
         if tracked.plan_delivery == "prefill" or missing <= 0 or tracked.notes:
             return 0, False
-        entry = self.board.join(tracked.spec, request.request_id, urgent=True)
+        spec = tracked.spec
+        if self.config.encoder_batch:  # rounding, hence the choice, may be another this time
+            spec = replace(spec, kept=tuple(tracked.outcome.kept))
+        entry = self.board.join(spec, request.request_id, urgent=True)
         return (missing, False) if entry.done else (None, False)
 
     def after_allocation(self, request: Request, block_ids: list[int], external: int) -> None:

@@ -33,6 +33,15 @@ class Stopwatch:
         finally:
             self.spans.append((name, begin, self._now()))
 
+    def timed(self, name: str, units: Iterator[int]) -> Iterator[int]:
+        """The same units, each counted towards ``name``."""
+        while True:
+            with self.phase(name):
+                cost = next(units, None)
+            if cost is None:
+                return
+            yield cost
+
     def seconds(self) -> dict[str, float]:
         """Seconds by phase. On CUDA this waits for the last event."""
         totals: dict[str, float] = {}

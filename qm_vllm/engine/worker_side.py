@@ -10,7 +10,7 @@ import torch
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.adapters import UnsupportedDecoder, view_decoder
 from qm_vllm.engine.adapters.decoder import DecoderView
-from qm_vllm.engine.compression_job import CompressionJob
+from qm_vllm.engine.compression_job import CompressionJob, share_pass
 from qm_vllm.engine.dense_runner import DenseRunner, self_check
 from qm_vllm.engine.kv_inject import slot_mapping, write_kv
 from qm_vllm.engine.log import get_logger
@@ -86,10 +86,12 @@ class WorkerSide:
                 self.results[wanted.key] = JobResult(wanted.key, error=self.problem)
             else:
                 job = CompressionJob(spec, self.runner)
-                job.spent = min((other.spent for other in self._unfinished()), default=0)
+                job.start_level(self._unfinished())
                 self.jobs[spec.key] = job
         if self.runner is None:
             return
+        if self.config.encoder_batch and metadata.jobs:
+            share_pass(self._unfinished(), self.config.encoder_chunk_tokens)
         budget = self.config.encoder_chunk_tokens * max(1, len(self.runner.view.layers))
         while budget > 0 and (unfinished := self._unfinished()):
             # The one that had least: a short prompt does not wait for a long one's end.

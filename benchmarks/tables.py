@@ -1,0 +1,219 @@
+"""Tables of the results: ``python benchmarks/tables.py`` writes them into README.md, between marks.
+
+Every file of ``results/<machine>/`` whose name begins with that of a benchmark is one or more
+tables; nothing is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- tables: benchmarks/tables.py -->", "<!-- end of tables -->"
+Row = dict[str, Any]
+
+
+def seconds(value: float) -> str:
+    """With its unit, three digits."""
+    return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
+
+
+def span(row: Row, name: str) -> str:
+    """Fastest and slowest run, where the file has them."""
+    runs = row.get("runs", {}).get(name)
+    return f" ({seconds(min(runs))} - {seconds(max(runs))})" if runs else ""
+
+
+def number(value: float) -> str:
+    """Two decimals."""
+    return f"{value:.2f}"
+
+
+def prefill(content: Row) -> list[Row]:
+    """prefill.py."""
+    return [
+        {
+            "mode": "eager" if content["eager"] else "compiled",
+            "ratio": row.get("ratio", content.get("ratio")),
+            "E": f"{row.get('encoder_layers', '')} of {row.get('num_layers', '')}",
+            "N": f"{row['n']:,}", "kept": f"{row['kept']:,}",
+            "plain TTFT": seconds(row["plain_ttft_s"]) + span(row, "plain_s"),
+            "compressed TTFT": seconds(row["quickmerge_ttft_s"])
+            + span(row, "quickmerge_s"),
+            "speed-up": number(row["speedup"]), "limit, linear layers": number(row["flop_limit"]),
+            "limit with attention": number(row["work_limit"]) if "work_limit" in row else "",
+            "of that": number(row["of_limit"]) if "work_limit" in row else "",
+            "scoring and merging of plain":
+                f"{100 * row['scoring_of_plain']:.1f} %" if "scoring_of_plain" in row else "",
+        }
+        for row in content["rows"]
+    ]
+
+
+def encoder(content: Row) -> list[Row]:
+    """encoder.py."""
+    return [
+        {
+            "N": f"{row['N']:,}", "vLLM": row["vLLM"], "vLLM's layers": seconds(row["vLLM s"]),
+            "ours": seconds(row["ours s"]),
+            "ours / vLLM": f"{row['ours / vLLM']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f})",
+            "products and attention alone": seconds(row["bare s"]),
+            "of ours": number(row["bare / ours"]),
+        }
+        for row in content["rows"]
+    ]
+
+
+def memory(content: Row) -> list[Row]:
+    """memory.py, MiB."""
+    return [
+        {
+            "N": f"{row['N']:,}", "K": f"{row['K']:,}",
+            **{name: f"{row[name]:.0f}" for name in (
+                "job MiB", "plain MiB", "E/L of plain KV MiB", "bound MiB")},
+            "within": "yes" if row["within"] else "no",
+        }
+        for row in content["rows"]
+    ]
+
+
+def saliency(content: Row) -> list[Row]:
+    """saliency.py: exponents, and the longest prompts."""
+    found = []
+    for line in content["slopes"]:
+        same = [
+            row for row in content["rows"]
+            if (row["score"], row["D"], row["dtype"]) == (line["score"], line["D"], line["dtype"])
+        ]
+        last = same[-1]
+        found.append({
+            "score": line["score"], "D": line["D"], "dtype": line["dtype"],
+            "N": f"{line['from N']:,} to {line['to N']:,}", "exponent of N": number(line["slope"]),
+            "at the longest": f"{last['ms']:.3g} ms ({last['fastest']:.3g}"
+            f" - {last['slowest']:.3g})",
+            "floor": f"{last['floor ms']:.3g} ms",
+        })
+    return found
+
+
+def phases(content: Row) -> list[Row]:
+    """phases.py."""
+    return [
+        {
+            "N": f"{row['N']:,}", "part": row["section"],
+            "time": seconds(row["seconds"]),
+            "share of TTFT": f"{100 * row['share of TTFT']:.1f} %",
+            "floor": seconds(row["floor s"]) if row["floor s"] else "",
+        }
+        for row in content["rows"] if row["share of TTFT"] >= 5e-4
+    ]
+
+
+def launches(content: Row) -> list[Row]:
+    """phases.py --count."""
+    return [
+        {"N": f"{row['N']:,}", "part": row["section"], "operations": row["launches"],
+         "waits": row["waits"]}
+        for row in content["rows"]
+    ]
+
+
+def low_load(content: Row) -> list[Row]:
+    """serving.py, one request at a time."""
+    return [
+        {
+            "N": f"{row['N']:,}", "kept": f"{row['kept']:,}",
+            "plain TTFT": seconds(row["plain TTFT s"]),
+            "compressed TTFT": seconds(row["quickmerge TTFT s"]),
+            "plain / compressed": number(row["plain / quickmerge"]), "what happened": row["status"],
+        }
+        for row in content.get("low_load", [])
+    ]
+
+
+def saturation(content: Row) -> list[Row]:
+    """serving.py and saturation.py, a full cache."""
+    rows = content.get("saturation") or content.get("rows", [])
+    if not rows or "requests/s" not in rows[0]:
+        return []
+    return [
+        {
+            "case": row["case"].replace("quickmerge", "compressed"),
+            "time": f"{row['seconds']:.0f} s ({row['fastest']:.0f} - {row['slowest']:.0f})",
+            "requests/s": f"{row['requests/s']:.3g}",
+            "prompt tokens/s": f"{row['prompt tokens/s']:.0f}",
+            "output tokens/s": f"{row['output tokens/s']:.3g}",
+            "times plain": number(row["requests/s"] / rows[0]["requests/s"]),
+        }
+        for row in rows
+    ]
+
+
+KINDS: list[tuple[str, str, Callable[[Row], list[Row]]]] = [
+    ("prefill", "Time to first token", prefill),
+    ("encoder", "The layers alone", encoder),
+    ("phases", "A compressed prefill taken apart", phases),
+    ("launches", "Operations and waits of a compressed prefill, by part", launches),
+    ("memory", "Memory of a job beside the KV cache", memory),
+    ("saliency", "Scores", saliency),
+    ("serving", "Low load", low_load),
+    ("serving", "Saturation", saturation),
+    ("saturation", "Saturation", saturation),
+]
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table."""
+    names = list(rows[0])
+    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
+    return "\n".join(lines + [f"| {' | '.join(str(v) for v in row.values())} |" for row in rows])
+
+
+def parts(file: Path) -> list[Row]:
+    """The file's content; of a file of gpu_check.py its parts of that name."""
+    content = json.loads(file.read_text())
+    kind = file.stem.split("_")[0]
+    return [content[kind]] if kind in content and isinstance(content[kind], dict) else [content]
+
+
+def source(file: Path, content: Row) -> str:
+    """Where the figures are from."""
+    said = [content.get("gpu") or f"{content.get('cpu')}, {content.get('cores')} cores"]
+    said += [str(content[name]) for name in ("model", "dtype", "date") if content.get(name)]
+    said += [f"commit {content['commit']}"] if content.get("commit") else []
+    name = file.relative_to(HERE).as_posix()
+    return f"{', '.join(said)}: `{content.get('command', '')}` ([file]({name}))"
+
+
+def tables() -> str:
+    """All tables, machine by machine."""
+    found = []
+    for machine in sorted(path for path in (HERE / "results").iterdir() if path.is_dir()):
+        text = []
+        for prefix, title, make in KINDS:
+            for file in sorted(machine.glob(f"{prefix}*.json")):
+                for content in parts(file):
+                    if rows := make(content):
+                        text += [f"**{title}.** {source(file, content)}", markdown(rows)]
+        if text:
+            found += [f"### {machine.name}", *text]
+    return "\n\n".join(found)
+
+
+def page(text: str) -> str:
+    """The page with the tables between the marks."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{tables()}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    file = HERE / "README.md"
+    file.write_text(page(file.read_text()))
+    print(file)
+
+
+if __name__ == "__main__":
+    main()
