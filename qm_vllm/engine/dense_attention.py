@@ -1,8 +1,8 @@
 """Causal attention over one layer's contiguous keys, queries in chunks (bottom-right aligned).
 
-Backends, best first: vLLM's CPU kernel over a scratch of contiguous blocks, vLLM's
-FlashAttention (CUDA), torch's scaled dot product. All take the chunk ``[start, stop)`` of
-queries and attend to keys ``[0, stop)``.
+On CUDA vLLM's FlashAttention. On CPU vLLM's kernel over a scratch of contiguous blocks where it uses
+matrix units, torch's flash kernel where it does not. Elsewhere torch's scaled dot product. All
+take the chunk ``[start, stop)`` of queries and attend to keys ``[0, stop)``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from qm_vllm.engine.upload import upload
 
 SCRATCH_BLOCK = 128
+NO_MATRIX_UNITS = ("vec", "vec16")
+"""Names of vLLM's CPU kernels that are made of vector instructions alone."""
 
 
 class DenseAttention(Protocol):
@@ -122,6 +124,37 @@ class SdpaAttention:
             enable_gqa=True,
         )
         return out[0].transpose(0, 1)
+
+
+class CpuFlashAttention(SdpaAttention):
+    """torch's flash kernel for CPUs: 1.6 to 2.3 times as fast as vLLM's kernel without matrix
+    units (docs/decisions.md). Keys before the chunk and within it are two calls, joined by their
+    log-sum-exps; a window of keys goes the base class's way."""
+
+    def _causal(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> torch.Tensor:
+        if self.window:
+            return super()._causal(query, keys, values)
+        start = keys.shape[0] - query.shape[0]
+        out, mass = self._flash(query, keys[start:], values[start:], causal=True)
+        if start:
+            before, more = self._flash(query, keys[:start], values[:start], causal=False)
+            share = torch.sigmoid(more - mass)[..., None]
+            out = out.float().lerp(before.float(), share).to(out.dtype)
+        return out[0].transpose(0, 1)
+
+    def _flash(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, causal: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output [1, H, C, D] and log-sum-exp [1, H, C] float32."""
+        parts = (x.transpose(0, 1)[None] for x in (query, keys, values))
+        found: tuple[torch.Tensor, torch.Tensor] = (
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *parts, 0.0, causal, scale=self.scale
+            )
+        )
+        return found
 
 
 class CpuKernelAttention:
@@ -261,7 +294,9 @@ def choose_backend(attn: Any, dtype: torch.dtype, device: torch.device) -> Dense
     half = dtype in (torch.float16, torch.bfloat16)
     try:
         if device.type == "cpu":
-            return CpuKernelAttention(attn, dtype, device)
+            kernel = CpuKernelAttention(attn, dtype, device)
+            plain = kernel.isa in NO_MATRIX_UNITS
+            return CpuFlashAttention(attn, dtype, device) if plain else kernel
         if device.type == "cuda" and half and attn.head_size <= 256:
             return FlashVarlenAttention(attn, dtype, device)
     except (ImportError, AttributeError, NotImplementedError):

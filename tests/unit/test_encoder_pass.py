@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.dense_attention import CpuKernelAttention, SdpaAttention
+from qm_vllm.engine.dense_attention import (
+    CpuFlashAttention,
+    CpuKernelAttention,
+    SdpaAttention,
+    choose_backend,
+)
 from qm_vllm.engine.dense_taps import AttentionTap, LayerRecord
 from qm_vllm.engine.encoder_pass import gather
 from qm_vllm.engine.protocol import JobSpec
@@ -37,7 +42,36 @@ def written_out(query, key, value, window=None):
     return (logits.softmax(-1) @ value).transpose(0, 1).float()
 
 
-@pytest.mark.parametrize("backend", [SdpaAttention, CpuKernelAttention])
+BACKENDS = [SdpaAttention, CpuFlashAttention, CpuKernelAttention]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("chunk", [1, 57, 128, 400])
+def test_a_prompt_in_chunks_attends_as_by_the_book(backend, window, chunk):
+    attn = attention()
+    attn.head_size = SIZE
+    dense = backend(attn, torch.float32, torch.device("cpu"))
+    query, key, value = rows(3)
+    dense.begin(400, window)
+    got = torch.cat([
+        dense.attend(*(x[start : start + chunk] for x in (query, key, value)), start)
+        for start in range(0, 400, chunk)
+    ])
+    torch.testing.assert_close(got, written_out(query, key, value, window), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("isa", "expected"), [
+    ("vec", CpuFlashAttention), ("vec16", CpuFlashAttention), ("amx", CpuKernelAttention),
+])
+def test_the_kernel_of_vllm_is_taken_where_it_has_matrix_units(monkeypatch, isa, expected):
+    from vllm.v1.attention.backends import cpu_attn
+
+    monkeypatch.setattr(cpu_attn, "_get_attn_isa", lambda *_: isa)
+    assert type(choose_backend(attention(), torch.float32, torch.device("cpu"))) is expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("window", [None, 20])
 def test_each_prompt_attends_to_itself_alone(backend, window):
     attn = attention()
