@@ -1,8 +1,8 @@
 """Causal attention over one layer's contiguous keys, queries in chunks (bottom-right aligned).
 
-On CUDA vLLM's FlashAttention. On CPU vLLM's kernel over a scratch of contiguous blocks where it uses
-matrix units, torch's flash kernel where it does not. Elsewhere torch's scaled dot product. All
-take the chunk ``[start, stop)`` of queries and attend to keys ``[0, stop)``.
+On CUDA vLLM's FlashAttention. On CPU vLLM's kernel over a scratch of contiguous blocks where it
+uses matrix units, torch's flash kernel where it does not. Elsewhere torch's scaled dot product.
+All take the chunk ``[start, stop)`` of queries and attend to keys ``[0, stop)``.
 """
 
 from __future__ import annotations
