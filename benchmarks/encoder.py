@@ -25,8 +25,6 @@ import torch
 from setting import Child, common_options, fill_in, prompt_ids, report, start
 
 AIM, BARE_AIM = 1.1, 0.8
-PAUSE = 0.3
-"""Seconds before each engine's turn, in which the other processes' threads go to sleep."""
 
 
 def now() -> float:
@@ -162,7 +160,6 @@ def main() -> None:
         for run in range(args.runs + 1):
             ids = prompt_ids(args.model, length, run)
             for name in list(engines)[:: -1 if run % 2 else 1]:
-                time.sleep(PAUSE)
                 spent = engines[name].ask(ids)
                 if run and name == "ours":
                     taken["ours"].append(spent[0])

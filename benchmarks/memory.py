@@ -89,7 +89,7 @@ def measure(
     idle = held()
     reset()
     said = report_of(ask(ids))
-    return {"peak": peak() - idle, "idle": idle, "report": said}
+    return {"peak": peak() - idle, "report": said}
 
 
 def main() -> None:

@@ -7,33 +7,17 @@ the scores, of a whole prefill and of compressing, and memory, with their expone
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import matplotlib
 from saliency import slope
 from serving import break_even
+from stored import HERE, Rows, compression_ms, load, machines, prefills
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-HERE = Path(__file__).parent / "results"
 PLAIN, OURS, SOFT = "#6b6b6b", "#c2410c", "#9a9a9a"
-Rows = list[dict[str, Any]]
-
-
-def load(machine: str, name: str) -> dict[str, Any]:
-    """A file of results, {} where there is none; a file of gpu_check.py has its parts by name."""
-    file = HERE / machine / f"{name}.json"
-    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return content.get(name, content)
-
-
-def prefills(machine: str) -> Rows:
-    """Rows of all prefill files of a machine at one ratio and depth, by N."""
-    rows = [*load(machine, "prefill").get("rows", []), *load(machine, "prefill_8k").get("rows", [])]
-    return sorted(rows, key=lambda row: row["n"])
 
 
 def even(rows: Rows) -> float | None:
@@ -163,11 +147,6 @@ def draw_scaling(machine: str) -> None:
     save(figure, "scaling.png")
 
 
-def compression_ms(row: dict[str, Any]) -> float:
-    """Saliency and merge of a compressed request."""
-    return 1e3 * row["quickmerge_ttft_s"] * (row["share_saliency"] + row["share_merge"])
-
-
 def line(panel: Any, lengths: list[int], values: list[float], label: str, *,
          exponent: bool = True) -> None:
     """One curve, its exponent of N in the legend."""
@@ -176,25 +155,12 @@ def line(panel: Any, lengths: list[int], values: list[float], label: str, *,
         panel.plot(lengths, values, marker="o", label=label + more)
 
 
-def exponents(machine: str) -> dict[str, float]:
-    """Exponents of N of a prefill's parts, for the tables."""
-    rows = prefills(machine)
-    lengths = [r["n"] for r in rows]
-    return {
-        "plain prefill": slope(lengths, [r["plain_ttft_s"] for r in rows]),
-        "compressed prefill": slope(lengths, [r["quickmerge_ttft_s"] for r in rows]),
-        "score, choose and merge": slope(lengths, [compression_ms(r) for r in rows]),
-    }
-
-
 def main() -> None:
-    machines = sorted(p.parent.name for p in HERE.glob("*/prefill.json"))
-    draw_ttft(machines)
-    draw_throughput(machines)
-    for machine in machines:
-        found = ", ".join(f"{name} {value:.2f}" for name, value in exponents(machine).items())
-        print(f"{machine}: exponents of N: {found}")
-        if (HERE / machine / "saliency.json").is_file():
+    timed = [machine for machine in machines() if prefills(machine)]
+    draw_ttft(timed)
+    draw_throughput(timed)
+    for machine in timed:
+        if load(machine, "saliency"):
             draw_scaling(machine)
 
 

@@ -30,8 +30,6 @@ from setting import Child, facts, machine_options, table, write
 from qm_vllm import request_args
 
 PHASES = ("encoder", "saliency", "merge", "upper")
-PAUSE = 0.3
-"""Seconds before each request, in which the other process's threads go to sleep."""
 
 
 def serve(pipe: Any, options: dict[str, Any], plugin: dict[str, Any] | None) -> None:
@@ -66,10 +64,7 @@ def measure(
         size = length if run else args.warm_up or length
         ids = [chooser.randrange(20, config["vocab_size"]) for _ in range(size)]
         first, second = (plain, ours) if run % 2 else (ours, plain)
-        results = {}
-        for engine in (first, second):
-            time.sleep(PAUSE)
-            results[engine] = engine.ask((ids, asked))
+        results = {first: first.ask((ids, asked)), second: second.ask((ids, asked))}
         if run == 0:
             continue
         report = results[ours][1]

@@ -60,15 +60,9 @@ def seconds(plugin: dict[str, Any] | None, args: argparse.Namespace, run: int) -
 
 def compare(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """The table's rows, and the seconds of every run."""
-    cases: dict[str, dict[str, Any] | None] = {
-        "plain vLLM": None,
-        "quickmerge": {
-            "ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk,
-            "max_live_jobs": args.live_jobs,
-        },
-    }
+    ours = {"ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk}
+    cases: dict[str, dict[str, Any] | None] = {"plain vLLM": None, "quickmerge": ours}
     if args.encoder_batch:
-        ours = cases["quickmerge"] or {}
         cases["quickmerge, shared passes"] = {**ours, "encoder_batch": True}
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for run in range(args.runs):
@@ -93,7 +87,6 @@ def saturation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--chunk", type=int, default=2048, help="prompt tokens of one step")
-    parser.add_argument("--live-jobs", type=int, default=4, help="as the plug-in's default")
     parser.add_argument("--encoder-batch", action="store_true", help="with and without it")
 
 

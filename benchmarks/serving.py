@@ -29,7 +29,6 @@ from saturation import compare, saturation_options
 from setting import Child, common_options, fill_in, prompt_ids, report_of, start, table, write
 
 AIM, LOW_AIM = 1.5, 0.97
-PAUSE = 0.3
 OUTPUT = 16
 
 
@@ -78,7 +77,6 @@ def low_load(args: argparse.Namespace, lengths: list[int]) -> list[dict[str, Any
         order = list(engines)[:: 1 if run % 2 else -1]
         answers = {}
         for name in order:
-            time.sleep(PAUSE)
             answers[name] = engines[name].ask(ids)
         if run:
             runs.append({"n": length, "first": order[0], **answers})

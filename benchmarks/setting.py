@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 BLOCK = 32
+PAUSE = 0.3
+"""Seconds before a child's turn, in which the threads of the one before go to sleep."""
 STRIDE = 97
 """Tokens between the starts of two prompts in the essay."""
 
@@ -59,7 +61,8 @@ class Child:
             raise RuntimeError("the engine did not start")
 
     def ask(self, message: Any) -> Any:
-        """Its answer to one message."""
+        """Its answer to one message, after a pause."""
+        time.sleep(PAUSE)
         self.pipe.send(message)
         return self.pipe.recv()
 

@@ -6,12 +6,13 @@ tables; nothing is typed by hand.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from stored import HERE, exponents, load, machines
+
+PAGE = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- tables: benchmarks/tables.py -->", "<!-- end of tables -->"
 Row = dict[str, Any]
 
@@ -38,11 +39,10 @@ def prefill(content: Row) -> list[Row]:
         {
             "mode": "eager" if content["eager"] else "compiled",
             "ratio": row.get("ratio", content.get("ratio")),
-            "E": f"{row.get('encoder_layers', '')} of {row.get('num_layers', '')}",
+            "E": f"{row['encoder_layers']} of {row['num_layers']}",
             "N": f"{row['n']:,}", "kept": f"{row['kept']:,}",
             "plain TTFT": seconds(row["plain_ttft_s"]) + span(row, "plain_s"),
-            "compressed TTFT": seconds(row["quickmerge_ttft_s"])
-            + span(row, "quickmerge_s"),
+            "compressed TTFT": seconds(row["quickmerge_ttft_s"]) + span(row, "quickmerge_s"),
             "speed-up": number(row["speedup"]), "limit, linear layers": number(row["flop_limit"]),
             "limit with attention": number(row["work_limit"]) if "work_limit" in row else "",
             "of that": number(row["of_limit"]) if "work_limit" in row else "",
@@ -60,8 +60,8 @@ def encoder(content: Row) -> list[Row]:
             "N": f"{row['N']:,}", "vLLM": row["vLLM"], "vLLM's layers": seconds(row["vLLM s"]),
             "ours": seconds(row["ours s"]),
             "ours / vLLM": f"{row['ours / vLLM']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f})",
-            "products and attention alone": seconds(row["bare s"]),
-            "of ours": number(row["bare / ours"]),
+            "products and attention alone": seconds(row["bare s"]) if "bare s" in row else "",
+            "of ours": number(row["bare / ours"]) if "bare s" in row else "",
         }
         for row in content["rows"]
     ]
@@ -172,34 +172,75 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines + [f"| {' | '.join(str(v) for v in row.values())} |" for row in rows])
 
 
-def parts(file: Path) -> list[Row]:
-    """The file's content; of a file of gpu_check.py its parts of that name."""
-    content = json.loads(file.read_text())
-    kind = file.stem.split("_")[0]
-    return [content[kind]] if kind in content and isinstance(content[kind], dict) else [content]
+def aims(machine: str) -> list[Row]:
+    """What the benchmarks of a machine were to show, and what they do; default depth."""
+    found: list[tuple[str, str, bool]] = []
+    rows = load(machine, "prefill").get("rows", [])
+    if rows and all("of_limit" in row for row in rows):
+        for row in (row for row in rows if row["n"] >= 4096):
+            found.append((
+                f"time to first token at {row['n']:,}: 0.9 of the limit with attention or more",
+                f"{row['of_limit']:.2f}, that is {row['speedup']:.2f}x", row["of_limit"] >= 0.9,
+            ))
+        scored = [row["scoring_of_plain"] for row in rows]
+        found.append((
+            "scoring and merging: 5 % of a plain prefill or less",
+            f"{100 * min(scored):.1f} to {100 * max(scored):.1f} %", max(scored) <= 0.05,
+        ))
+        ours, plain = exponents(machine)
+        found.append((
+            "exponent of N of scoring and merging: that of a plain prefill or less",
+            f"{ours:.2f} and {plain:.2f}", ours <= plain,
+        ))
+    for row in load(machine, "encoder").get("rows", []):
+        found.append((
+            f"dense layers at {row['N']:,}: 1.1 of vLLM's own or less",
+            number(row["ours / vLLM"]), row["ours / vLLM"] <= 1.1,
+        ))
+    for row in load(machine, "memory").get("rows", []):
+        found.append((
+            f"memory of a job of {row['N']:,}: E/L of the plain KV and 256 MiB, or less",
+            f"{row['job MiB']:.1f} of {row['bound MiB']:.1f} MiB", row["within"],
+        ))
+    if full := load(machine, "saturation_2k").get("saturation"):
+        times = full[1]["requests/s"] / full[0]["requests/s"]
+        found.append((
+            "a full cache (N = 2,048, 128 output tokens, ratio 0.4): 1.5 times plain or more",
+            number(times), times >= 1.5,
+        ))
+    for row in load(machine, "serving_low").get("low_load", []):
+        times = row["plain / quickmerge"]
+        found.append((
+            f"low load at {row['N']:,}: 0.97 of plain or more", number(times), times >= 0.97,
+        ))
+    return [
+        {"aim": aim, "seen": seen, "met": "yes" if met else "**no**"} for aim, seen, met in found
+    ]
 
 
-def source(file: Path, content: Row) -> str:
+def source(machine: str, name: str, content: Row) -> str:
     """Where the figures are from."""
     said = [content.get("gpu") or f"{content.get('cpu')}, {content.get('cores')} cores"]
     said += [str(content[name]) for name in ("model", "dtype", "date") if content.get(name)]
     said += [f"commit {content['commit']}"] if content.get("commit") else []
-    name = file.relative_to(HERE).as_posix()
-    return f"{', '.join(said)}: `{content.get('command', '')}` ([file]({name}))"
+    file = f"results/{machine}/{name}.json"
+    return f"{', '.join(said)}: `{content.get('command', '')}` ([file]({file}))"
 
 
 def tables() -> str:
     """All tables, machine by machine."""
     found = []
-    for machine in sorted(path for path in (HERE / "results").iterdir() if path.is_dir()):
+    for machine in machines():
         text = []
+        if rows := aims(machine):
+            text += ["**Against the aims.** From the files below.", markdown(rows)]
         for prefix, title, make in KINDS:
-            for file in sorted(machine.glob(f"{prefix}*.json")):
-                for content in parts(file):
-                    if rows := make(content):
-                        text += [f"**{title}.** {source(file, content)}", markdown(rows)]
+            for name in sorted(file.stem for file in (HERE / machine).glob(f"{prefix}*.json")):
+                content = load(machine, name)
+                if rows := make(content):
+                    text += [f"**{title}.** {source(machine, name, content)}", markdown(rows)]
         if text:
-            found += [f"### {machine.name}", *text]
+            found += [f"### {machine}", *text]
     return "\n\n".join(found)
 
 
@@ -210,9 +251,8 @@ def page(text: str) -> str:
 
 
 def main() -> None:
-    file = HERE / "README.md"
-    file.write_text(page(file.read_text()))
-    print(file)
+    PAGE.write_text(page(PAGE.read_text()))
+    print(PAGE)
 
 
 if __name__ == "__main__":

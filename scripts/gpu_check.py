@@ -168,11 +168,15 @@ def benchmark(
     return rows
 
 
+def kv_gib(lengths: str) -> str:
+    """KV cache that holds the longest of the prompts."""
+    return str(2 + max(int(n) for n in lengths.split(",")) // 6144)
+
+
 def dense(found: dict[str, Any], lengths: str) -> list[Row]:
     """The plug-in's layers, vLLM's eager ones, and the products and attention alone."""
-    longest = max(int(n) for n in lengths.split(","))
     rows = benchmark("encoder", found, "--lengths", lengths, "--chunk", "8192", "--modes", "eager",
-                     "--kv-gib", str(2 + longest // 6144))
+                     "--kv-gib", kv_gib(lengths))
     return [
         (f"all layers, 8B shape, N = {row['N']:,}",
          f"{1e3 * row['ours s']:.0f} ms: {row['ours / vLLM']:.2f} of vLLM's eager ones, products "
@@ -195,9 +199,8 @@ def prefill(
     found: dict[str, Any], lengths: str, *mode: str, label: str = "", runner: str | None = None
 ) -> list[Row]:
     """Time to first token, interleaved."""
-    longest = max(int(n) for n in lengths.split(","))
     rows = benchmark("prefill", found, "--lengths", lengths, "--runs", "5",
-                     "--encoder-chunk-tokens", "8192", "--kv-gib", str(2 + longest // 6144), *mode,
+                     "--encoder-chunk-tokens", "8192", "--kv-gib", kv_gib(lengths), *mode,
                      label=label, runner=runner)
     return [
         (f"TTFT, 8B shape, N = {row['n']:,}, K = {row['kept']:,}{label.replace('_', ' ')}",

@@ -57,8 +57,9 @@ OPTIONAL: tuple[tuple[str, str], ...] = (
     ("vllm.model_executor.layers.layernorm", "RMSNorm"),
     ("vllm.model_executor.layers.activation", "SiluAndMul"),
 )
-"""(module, attribute) of fast paths: attention in dense_attention.py (without it, torch's), and
-in fused_ops.py modules whose ``_forward_method`` is replaced (without it, their own).
+"""(module, attribute) of fast paths: attention in cpu_attention.py and flash_attention.py (without
+it, torch's), and in fused_ops.py modules whose ``_forward_method`` is replaced (without it, their
+own).
 The rotary buffer ``cos_sin_cache``, also in fused_ops.py, is looked for on the loaded model when
 the engine starts (worker_side.py): without it, kept tokens get compact positions, which the log
 and every report say."""

@@ -240,7 +240,7 @@ def share_pass(jobs: Sequence[CompressionJob], rows: int) -> None:
 
     Which ones is decided by their order and sizes alone: equal on all tensor-parallel ranks.
     """
-    waiting = [job for job in jobs if job.result is None and not job.encoder.begun]
+    waiting = [job for job in jobs if not job.encoder.begun]
     specs = [job.spec for job in waiting]
     for group in gather(specs, rows):
         shared = EncoderPass([specs[member] for member in group], waiting[group[0]].runner)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -11,12 +11,10 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def tables():
-    found = importlib.util.spec_from_file_location("tables", FOLDER / "tables.py")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("tables")
 
 
 def test_the_page_shows_the_committed_results(tables):
@@ -37,13 +35,15 @@ def test_every_result_has_a_table_or_a_place_in_the_text(tables):
 def test_times_have_units_and_spreads(tables, tmp_path, monkeypatch, name):
     row = {
         "n": 2048, "kept": 673, "plain_ttft_s": 2.0, "quickmerge_ttft_s": 0.05, "speedup": 40.0,
-        "flop_limit": 1.29, "runs": {"plain_s": [1.9, 2.0, 2.1], "quickmerge_s": [0.04, 0.05]},
+        "flop_limit": 1.29, "encoder_layers": 20, "num_layers": 30,
+        "runs": {"plain_s": [1.9, 2.0, 2.1], "quickmerge_s": [0.04, 0.05]},
     }
     content = {"cpu": "a processor", "cores": 2, "eager": True, "ratio": 0.33, "rows": [row]}
-    folder = tmp_path / "results" / "here"
-    folder.mkdir(parents=True)
+    folder = tmp_path / "here"
+    folder.mkdir()
     whole = {"floor": {}, "prefill": content, "rows": []} if name == "gpu.json" else content
     (folder / "prefill.json").write_text(json.dumps(whole))
+    monkeypatch.setattr(importlib.import_module("stored"), "HERE", tmp_path)
     monkeypatch.setattr(tables, "HERE", tmp_path)
     text = tables.tables()
     assert "### here" in text
