@@ -17,6 +17,7 @@ class SdpaAttention:
         self.scale = float(attn.impl.scale)
         self.num_kv_heads, self.head_size = attn.num_kv_heads, attn.head_size
         self.dtype, self.device = dtype, device
+        self.scratch: dict[str, torch.Tensor] = {}
 
     def begin(
         self, num_tokens: int, sliding_window: int | None = None,
@@ -24,13 +25,16 @@ class SdpaAttention:
         prompts: int = 1,
     ) -> None:
         self.window = sliding_window
+        self.keys = self._scratch("keys", num_tokens) if keys is None else keys
+        self.values = self._scratch("values", num_tokens) if values is None else values
+
+    def _scratch(self, name: str, num_tokens: int) -> torch.Tensor:
+        """[N, KVH, D] that serves every layer: one for each would leave holes between what stays,
+        which the C library does not fill again."""
         shape = (num_tokens, self.num_kv_heads, self.head_size)
-
-        def scratch() -> torch.Tensor:
-            return torch.empty(shape, dtype=self.dtype, device=self.device)
-
-        self.keys = scratch() if keys is None else keys
-        self.values = scratch() if values is None else values
+        if name not in self.scratch or self.scratch[name].shape != shape:
+            self.scratch[name] = torch.empty(shape, dtype=self.dtype, device=self.device)
+        return self.scratch[name]
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
