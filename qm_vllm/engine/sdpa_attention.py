@@ -29,8 +29,7 @@ class SdpaAttention:
         self.values = self._scratch("values", num_tokens) if values is None else values
 
     def _scratch(self, name: str, num_tokens: int) -> torch.Tensor:
-        """[N, KVH, D] that serves every layer: one for each would leave holes between what stays,
-        which the C library does not fill again."""
+        """[N, KVH, D] that serves every layer of the pass."""
         shape = (num_tokens, self.num_kv_heads, self.head_size)
         if name not in self.scratch or self.scratch[name].shape != shape:
             self.scratch[name] = torch.empty(shape, dtype=self.dtype, device=self.device)
