@@ -20,7 +20,7 @@ from typing import Any
 
 from setting import BLOCK, embedded, facts, in_child, prompt_ids, report, start
 
-from qm_vllm.eval.serving.tiny_model import make_tiny_model
+from qm_vllm_eval.serving.tiny_model import make_tiny_model
 
 TOKENS = BLOCK - 1
 ENOUGH = 0.95

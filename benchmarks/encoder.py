@@ -91,7 +91,7 @@ class Bare:
 
     def seconds(self, rows: int) -> float:
         """Of a prompt of so many tokens, in the runner's chunks."""
-        from qm_vllm.engine.dense_attention import choose_backend
+        from qm_vllm.engine.dense.attention import choose_backend
 
         attn, chunk = self.attn, self.runner.chunk
         inputs = [self.random(min(chunk, rows), w.shape[1]) for w in self.weights[0]]
@@ -118,7 +118,7 @@ def dense(pipe: Any, args: argparse.Namespace, longest: int) -> None:
     _ = start(args.model, {"encoder_chunk_tokens": args.chunk}, **options)
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
-    from qm_vllm.engine.dense_runner import Stream
+    from qm_vllm.engine.dense.runner import Stream
 
     runner = get_kv_transfer_group().worker_side.runner
     bare = Bare(runner, json.loads((Path(args.model) / "config.json").read_text()))

@@ -133,7 +133,7 @@ def main() -> None:
     depths = [int(x) for x in args.encoder_layers.split(",")] if args.encoder_layers else [None]
     model = args.model
     if model is None:
-        from qm_vllm.cli.embedded import ensure_model
+        from qm_vllm.assets.embedded import ensure_model
 
         model = str(ensure_model())
     options = {

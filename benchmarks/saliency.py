@@ -43,7 +43,7 @@ def query_score(length: int, dtype: torch.dtype, device: str) -> Callable[[], An
     """The score of one prompt as a job computes it, from queries and keys of two layers."""
     from qm_vllm import QuickMergeConfig
     from qm_vllm.compress import Evidence, score_tokens
-    from qm_vllm.engine.dense_runner import DenseRunner, LayerRecord
+    from qm_vllm.engine.dense.runner import DenseRunner, LayerRecord
 
     attn = SimpleNamespace(
         num_heads=HEADS, num_kv_heads=KV_HEADS, head_size=HEAD,

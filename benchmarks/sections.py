@@ -82,10 +82,10 @@ class Sections:
         """Put sections into the plug-in and around the model runner of an in-process engine."""
         from qm_vllm.compress import Evidence
         from qm_vllm.engine import compression_job, dense_attention
-        from qm_vllm.engine.compression_job import CompressionJob
-        from qm_vllm.engine.dense_runner import DenseRunner
-        from qm_vllm.engine.stopwatch import Stopwatch
-        from qm_vllm.engine.worker_side import WorkerSide
+        from qm_vllm.engine.dense.runner import DenseRunner
+        from qm_vllm.engine.jobs.compression_job import CompressionJob
+        from qm_vllm.engine.jobs.stopwatch import Stopwatch
+        from qm_vllm.engine.jobs.worker_side import WorkerSide
 
         @contextmanager
         def phase(_: Any, name: str) -> Iterator[None]:

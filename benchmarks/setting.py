@@ -35,7 +35,7 @@ def common_options(parser: argparse.ArgumentParser) -> None:
 
 def fill_in(args: argparse.Namespace) -> None:
     """Defaults that take a look at the machine."""
-    from qm_vllm.cli.processor import best_dtype
+    from qm_vllm.processor import best_dtype
 
     facts()  # of the code that runs, whatever is committed meanwhile
     args.model, args.dtype = embedded(args.model), args.dtype or best_dtype()
@@ -43,7 +43,7 @@ def fill_in(args: argparse.Namespace) -> None:
 
 def embedded(model: str | None) -> str:
     """The model's folder; the embedded SmolLM2 where none was named."""
-    from qm_vllm.cli.embedded import ensure_model
+    from qm_vllm.assets.embedded import ensure_model
 
     return model or str(ensure_model())
 
@@ -134,7 +134,7 @@ def prompt_ids(model: str, length: int, number: int = 0) -> list[int]:
 def _essay(model: str) -> list[int]:
     from transformers import AutoTokenizer
 
-    from qm_vllm.cli.document import demo_document
+    from qm_vllm.assets.essay import demo_document
 
     return list(AutoTokenizer.from_pretrained(model).encode(demo_document().text))
 

@@ -18,18 +18,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from qm_vllm.assets import embedded
 from qm_vllm.calibration import calibrated
-from qm_vllm.cli import embedded
 from qm_vllm.compress import AttentionError, absolute_saliency, keep_order, protected_mask
 from qm_vllm.config import QuickMergeConfig
-from qm_vllm.eval.engines.reference import ReferenceEngine
-from qm_vllm.eval.haystacks import available
-from qm_vllm.eval.methods import METHODS
-from qm_vllm.eval.methods.quickmerge import evidence_of, options, score_evidence
-from qm_vllm.eval.prompt import Prompt
-from qm_vllm.eval.study.adaptive import FIXED, ORACLE, Curve, compare, rank_correlation
-from qm_vllm.eval.tasks import build_sample
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
+from qm_vllm_eval.engines.reference import ReferenceEngine
+from qm_vllm_eval.haystacks import available
+from qm_vllm_eval.methods import METHODS
+from qm_vllm_eval.methods.quickmerge import evidence_of, options, score_evidence
+from qm_vllm_eval.prompt import Prompt
+from qm_vllm_eval.study.adaptive import FIXED, ORACLE, Curve, compare, rank_correlation
+from qm_vllm_eval.tasks import build_sample
 
 RATIOS = (0.03125, 0.0625, 0.09, 0.125, 0.18, 0.25, 0.33, 0.5)
 TARGETS = (0.0625, 0.09, 0.125, 0.18, 0.25)

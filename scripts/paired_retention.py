@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from qm_vllm.eval.metrics import bootstrap_retention, retention
+from qm_vllm_eval.metrics import bootstrap_retention, retention
 
 REFERENCES = ("none", "plain")
 

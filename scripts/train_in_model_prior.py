@@ -17,11 +17,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from qm_vllm.cli import embedded
-from qm_vllm.eval.engines.reference import ReferenceEngine
-from qm_vllm.eval.haystacks import available, documents
-from qm_vllm.eval.prior.train import InModelTrainer
+from qm_vllm.assets import embedded
 from qm_vllm.prior.checkpoint import publish, replace_file
+from qm_vllm_eval.engines.reference import ReferenceEngine
+from qm_vllm_eval.haystacks import available, documents
+from qm_vllm_eval.prior.train import InModelTrainer
 
 WINDOW = 50
 """Steps that a line of the history is a mean over."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qm_vllm.cli.common import CliError
 from qm_vllm.config import ConfigError
+from qm_vllm.errors import UserError
 from qm_vllm.request_options import request_args
 
 FIELDS = {"id", "prompt", "messages", "quickmerge"}
@@ -42,13 +42,13 @@ def read_items(path: Path) -> Iterator[Item | Problem]:
     """Parse the input line by line. Empty lines are skipped; a bad line ends nothing.
 
     Raises:
-        CliError: the file cannot be opened.
+        UserError: the file cannot be opened.
     """
     seen: dict[str, int] = {}
     try:
         file = path.open("rb")
     except OSError as error:
-        raise CliError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     with file:
         for number, raw in enumerate(file, start=1):
             if not raw.strip():
@@ -125,7 +125,7 @@ def finished_ids(path: Path) -> set[str]:
     its request runs again, unless it is complete, in which case only the newline is added.
 
     Raises:
-        CliError: a line before the last is not one this command wrote.
+        UserError: a line before the last is not one this command wrote.
     """
     if not path.exists():
         return set()
@@ -137,7 +137,7 @@ def finished_ids(path: Path) -> set[str]:
         for number, raw in enumerate(lines, start=1):
             key = _output_id(raw)
             if key is None:
-                raise CliError(
+                raise UserError(
                     f"line {number} of {path} is not a result of this command; move the file "
                     "away or name another --output"
                 )
@@ -152,7 +152,7 @@ def finished_ids(path: Path) -> set[str]:
                     file.seek(0, 2)
                     file.write(b"\n")
     except OSError as error:
-        raise CliError(f"cannot use {path} as output: {error.strerror}") from error
+        raise UserError(f"cannot use {path} as output: {error.strerror}") from error
     return done
 
 

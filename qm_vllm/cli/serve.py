@@ -1,22 +1,16 @@
-"""``qm-vllm serve``: vLLM's OpenAI-compatible server with the plug-in on.
-
-vLLM's own ``vllm`` script asks the package metadata for a version that the CPU wheel does
-not have under that name, so the server is started through the script's Python entry point.
-"""
+"""``qm-vllm serve``: vLLM's OpenAI-compatible server with the plug-in on."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from qm_vllm.api import engine_cli_args
 from qm_vllm.cli.common import (
     AlphaOption,
-    CliError,
     MaxErrorOption,
     MaxKeptOption,
     PresetOption,
@@ -26,9 +20,11 @@ from qm_vllm.cli.common import (
     errors,
     sentences,
 )
-from qm_vllm.cli.processor import computes_bf16
 from qm_vllm.config import QuickMergeConfig
+from qm_vllm.errors import UserError
 from qm_vllm.http_options import CONFIG_VARIABLE
+from qm_vllm.processor import computes_bf16
+from qm_vllm_patches import llm
 
 OURS = ("--kv-transfer-config", "--worker-cls")
 
@@ -116,14 +112,14 @@ def server_arguments(model: str | None, config: QuickMergeConfig, rest: list[str
     """The arguments of ``vllm`` for this server.
 
     Raises:
-        CliError: no model was named, or the rest sets a flag that the plug-in needs.
+        UserError: no model was named, or the rest sets a flag that the plug-in needs.
     """
     for argument in rest:
         name = argument.split("=", 1)[0].replace("_", "-")
         if name in OURS or name.startswith("--kv-transfer-config."):
-            raise CliError(f"{name} is set by the plug-in itself; leave it out")
+            raise UserError(f"{name} is set by the plug-in itself; leave it out")
     if model is None or model.startswith("-"):
-        raise CliError("name the model to serve: qm-vllm serve MODEL [flags]")
+        raise UserError("name the model to serve: qm-vllm serve MODEL [flags]")
     return ["serve", model, *engine_cli_args(config), *rest]
 
 
@@ -131,26 +127,14 @@ def start_server(arguments: list[str]) -> None:
     """Run ``vllm`` with these arguments until the server ends.
 
     Raises:
-        CliError: vLLM is missing, or its entry point is not where this version has it.
+        UserError: vLLM is missing, or its entry point is not where this version has it.
     """
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     try:
-        from vllm.entrypoints.cli.serve import ServeSubcommand
-        from vllm.logger import configure_logging_from_args
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        llm.run_server(arguments)
     except ImportError as error:
-        raise CliError(
+        raise UserError(
             f"vLLM's server cannot be imported ({error}); run `qm-vllm doctor` to see which "
             "version is installed and which are supported"
         ) from error
-    # API server processes and the usage text of errors look at the program's arguments.
-    sys.argv = ["vllm", *arguments]
-    parser: Any = FlexibleArgumentParser(prog="vllm")
-    command: Any = ServeSubcommand()
-    subparsers = parser.add_subparsers(required=True, dest="subparser")
-    command.subparser_init(subparsers).set_defaults(dispatch_function=command.cmd)
-    parsed = parser.parse_args(arguments)
-    configure_logging_from_args(parsed)
-    command.validate(parsed)
-    command.cmd(parsed)

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from qm_vllm.cli.common import CliError, errors, sentences
+from qm_vllm.cli.common import errors, sentences
+from qm_vllm.errors import UserError
 
 
 def train_prior(
@@ -64,7 +65,7 @@ def train_prior(
             from qm_vllm.prior.plot import loss_plot
             from qm_vllm.prior.trainer import Trainer
         except ImportError as error:
-            raise CliError(
+            raise UserError(
                 f"{error.name} is missing; install the project with its encoders and eval extras"
             ) from error
 
@@ -87,22 +88,22 @@ def train_prior(
             title = f"AR prior over {frozen.name}, K = N / {1 / options.eval_ratio:.1f}"
             loss_plot(trainer.state["history"], out / "loss.png", title)
         except (DataError, EncoderError, ValueError, FloatingPointError, OSError) as error:
-            raise CliError(str(error)) from error
+            raise UserError(str(error)) from error
         _print(metrics)
         typer.echo(out)
 
 
 def _encoder(name: str, samples: Any, device: str) -> Any:
     from qm_vllm.encoders import load_encoder
-    from qm_vllm.encoders.features import of_width
+    from qm_vllm.encoders.load import of_width
 
     first = samples.train[0].source
     if name != "features":
         if isinstance(first, Path):
-            raise CliError(f"{first.name} holds features; train on them with --encoder features")
+            raise UserError(f"{first.name} holds features; train on them with --encoder features")
         return load_encoder(name, device=device)
     if not isinstance(first, Path):
-        raise CliError(
+        raise UserError(
             "--encoder features needs feature files (.pt, .npy, .safetensors) or a .jsonl that "
             "names them, not text"
         )
@@ -117,7 +118,7 @@ def _config(
 
     tokens, tokenizer = 0, getattr(encoder, "tokenizer", None)
     if options.target_tokens and tokenizer is None:
-        raise CliError("--target-tokens needs a text encoder")
+        raise UserError("--target-tokens needs a text encoder")
     if options.target_tokens or samples.has_queries:
         tokens = QUERY_BUCKETS if tokenizer is None else len(tokenizer)
     times = TIME_FEATURES if samples.has_spans else 0

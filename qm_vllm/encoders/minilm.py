@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qm_vllm.cli.common import in_package
+from qm_vllm.assets.packages import in_package
 from qm_vllm.encoders.base import EncoderError
 
 ALIAS = "minilm"

@@ -17,8 +17,8 @@ from qm_vllm.calibration import calibrated
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine import compat
 from qm_vllm.engine.facts import read_facts, refuse
+from qm_vllm.engine.messages import QuickMergeMetadata, QuickMergeWorkerMetadata
 from qm_vllm.engine.metrics import QuickMergePromMetrics, QuickMergeStats
-from qm_vllm.engine.protocol import QuickMergeMetadata, QuickMergeWorkerMetadata
 
 if TYPE_CHECKING:
     import torch
@@ -54,13 +54,13 @@ class QuickMergeConnector(KVConnectorBase_V1, SupportsHMA):
         text = vllm_config.model_config.hf_text_config
         self.config = calibrated(QuickMergeConfig.from_dict(options), text)
         if role == KVConnectorRole.SCHEDULER:
-            from qm_vllm.engine.scheduler_side import SchedulerSide
+            from qm_vllm.engine.requests.scheduler_side import SchedulerSide
 
             compat.require()
             facts = read_facts(vllm_config, kv_cache_config, self.config.max_source_tokens)
             self.scheduler_side = SchedulerSide(self.config, facts)
         else:
-            from qm_vllm.engine.worker_side import WorkerSide
+            from qm_vllm.engine.jobs.worker_side import WorkerSide
 
             self.worker_side = WorkerSide(self.config, vllm_config.cache_config.block_size)
 

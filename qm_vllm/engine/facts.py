@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qm_vllm.engine.adapters import FAMILIES, PREFILL_ONLY
-from qm_vllm.engine.chat_turns import ChatTurns
-from qm_vllm.engine.log import get_logger
+from qm_vllm.engine.requests.chat_turns import ChatTurns
+from qm_vllm_patches.log import get_logger
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from qm_vllm.engine.log import get_logger
+from qm_vllm_patches.log import get_logger
 
 logger = get_logger(__name__)
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qm_vllm.cli.processor import computes_bf16
 from qm_vllm.prior import checkpoint
 from qm_vllm.prior.batches import Batch, BatchMaker
 from qm_vllm.prior.checkpoint import CheckpointError
@@ -24,6 +23,7 @@ from qm_vllm.prior.loss import l_ar
 from qm_vllm.prior.model import QuickMergePriorForCausalLM
 from qm_vllm.prior.options import TrainOptions
 from qm_vllm.prior.soft import temperature_at
+from qm_vllm.processor import computes_bf16
 
 METRICS, HISTORY = "metrics.json", "history.json"
 _STATISTICS_BATCHES = 8

@@ -10,8 +10,7 @@ def register() -> None:
 
     vLLM calls this in every process of an engine. Models of other architectures are not touched.
     """
-    from vllm import ModelRegistry
-
     from qm_vllm.prior import config  # noqa: F401  importing it registers the configuration
+    from qm_vllm_patches.models import register_architecture
 
-    ModelRegistry.register_model(ARCHITECTURE, "qm_vllm.prior.served:ServedPrior")
+    register_architecture(ARCHITECTURE, "qm_vllm_patches.served_prior:ServedPrior")

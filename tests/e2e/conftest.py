@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.cli.document import demo_document
-from qm_vllm.cli.embedded import ensure_model
-from qm_vllm.eval.serving.tiny_model import make_tiny_chat_model
+from qm_vllm.assets.embedded import ensure_model
+from qm_vllm.assets.essay import demo_document
+from qm_vllm_eval.serving.tiny_model import make_tiny_chat_model
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from qm_vllm.eval.baselines import METHODS
-from qm_vllm.eval.paper.scale import SMOKE
+from qm_vllm_eval.baselines import METHODS
+from qm_vllm_eval.paper.scale import SMOKE
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from qm_vllm.cli.document import demo_document
+from qm_vllm.assets.essay import demo_document
 from tests.e2e.test_commands import qm_vllm
 
 pytestmark = pytest.mark.e2e

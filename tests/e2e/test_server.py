@@ -16,11 +16,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from qm_vllm.cli.document import demo_document
-from qm_vllm.eval.serving import soak
-from qm_vllm.eval.serving.client import send
-from qm_vllm.eval.serving.server import Server
-from qm_vllm.eval.serving.traffic import CHAT, COMPLETIONS, Ask
+from qm_vllm.assets.essay import demo_document
+from qm_vllm_eval.serving import soak
+from qm_vllm_eval.serving.client import send
+from qm_vllm_eval.serving.server import Server
+from qm_vllm_eval.serving.traffic import CHAT, COMPLETIONS, Ask
 
 pytestmark = pytest.mark.e2e
 FLAGS = (

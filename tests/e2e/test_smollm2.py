@@ -81,7 +81,7 @@ def test_dense_encoder_states_match_transformers(smollm2, essay_ids, name):
     """
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
-    from qm_vllm.engine.dense_runner import LayerRecord, Stream
+    from qm_vllm.engine.dense.runner import LayerRecord, Stream
 
     ids, dtype = essay_ids(400), getattr(torch, name)
     truth = transformers_states(smollm2, ids, torch.float32)

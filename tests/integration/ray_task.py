@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qm_vllm.eval.ray.work import TOO_LONG, Answer, EngineSettings, Unit
+from qm_vllm_eval.ray.work import TOO_LONG, Answer, EngineSettings, Unit
 from tests.engines import random_prompt
 
 RATIOS = (1.0, 0.5)
@@ -72,7 +72,7 @@ def settings(model: str | Path) -> EngineSettings:
 
 def main() -> None:
     """``python -m tests.integration.ray_task MODEL OUT ENGINE``: run until it ends or is killed."""
-    from qm_vllm.eval.ray.runner import RunOptions, run
+    from qm_vllm_eval.ray.runner import RunOptions, run
 
     model, out, engine = sys.argv[1:4]
     options = RunOptions(Path(out), engine=engine)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qm_vllm.eval.datasets.ego4d_synthetic import SyntheticSpec, write_synthetic
-from qm_vllm.eval.ego4d.decode import TransformersBins, windows
-from qm_vllm.eval.ego4d.reduce import reduce
-from qm_vllm.eval.ego4d.replica import PriorReplica
-from qm_vllm.eval.ego4d.task import Ego4dTask
-from qm_vllm.eval.ray.table import row_of
-from qm_vllm.eval.ray.work import EngineSettings
 from qm_vllm.prior import PriorConfig
+from qm_vllm_eval.datasets.ego4d_synthetic import SyntheticSpec, write_synthetic
+from qm_vllm_eval.ego4d.decode import TransformersBins, windows
+from qm_vllm_eval.ego4d.reduce import reduce
+from qm_vllm_eval.ego4d.replica import PriorReplica
+from qm_vllm_eval.ego4d.task import Ego4dTask
+from qm_vllm_eval.ray.table import row_of
+from qm_vllm_eval.ray.work import EngineSettings
 from tests.priors import random_prior
 
 SPEC = SyntheticSpec(videos=2, clips_per_video=1, queries_per_clip=2, events_per_clip=3, kinds=4,

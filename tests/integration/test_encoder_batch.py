@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.dense_runner import DenseRunner
-from qm_vllm.engine.encoder_pass import EncoderPass
+from qm_vllm.engine.dense.runner import DenseRunner
+from qm_vllm.engine.jobs.encoder_pass import EncoderPass
 from tests.engines import engine, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
 
@@ -105,7 +105,7 @@ def test_an_abort_in_the_middle_leaves_the_others_in_peace(llm):
 
 def test_a_redo_keeps_what_was_kept_whatever_rounding_does(llm, monkeypatch):
     """Preempted after a shared pass: the redo runs alone, and another choice would not do."""
-    from qm_vllm.engine.compression_job import CompressionJob
+    from qm_vllm.engine.jobs.compression_job import CompressionJob
 
     prompts = [random_prompt(300, seed) for seed in (31, 32)]
     expected = run(llm, prompts, greedy(40))

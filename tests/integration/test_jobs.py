@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.compression_job import CompressionJob
+from qm_vllm.engine.jobs.compression_job import CompressionJob
 from tests.engines import engine, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
 from tests.waits import Waits

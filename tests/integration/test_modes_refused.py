@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.params import Untouched, plan_request
+from qm_vllm.engine.requests.planning import Untouched, plan_request
 from tests.engines import engine, random_prompt
 from tests.integration.generate import greedy, run
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from qm_vllm.encoders import load_encoder
-from qm_vllm.eval.paper import table3
-from qm_vllm.eval.paper.table3 import METHODS, Table3Settings, markdown, measure
-from qm_vllm.eval.paper.table3_prior import merge, passages
-from qm_vllm.eval.paper.table3_process import Child
+from qm_vllm_eval.paper import table3
+from qm_vllm_eval.paper.table3 import METHODS, Table3Settings, markdown, measure
+from qm_vllm_eval.paper.table3_prior import merge, passages
+from qm_vllm_eval.paper.table3_process import Child
 from tests.engines import make_tiny_model
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ from pyarrow import parquet
 
 pytest.importorskip("ray")
 
-from qm_vllm.eval.ray import actors
-from qm_vllm.eval.ray.runner import ACTORS, LOCAL, STOCK, RunOptions, run
+from qm_vllm_eval.ray import actors
+from qm_vllm_eval.ray.runner import ACTORS, LOCAL, STOCK, RunOptions, run
 from tests.integration.ray_task import RandomPrompts, settings
 
 pytestmark = pytest.mark.slow

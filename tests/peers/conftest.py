@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.peers.environment import PeerMissing, peer_python
+from qm_vllm_eval.peers.environment import PeerMissing, peer_python
 
 MODEL = Path("~/.cache/qm_vllm/SmolLM2-135M-Instruct")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from qm_vllm.eval.peers.client import PeerClient, kvpress_client
+from qm_vllm_eval.peers.client import PeerClient, kvpress_client
 from tests.peers.conftest import run_in
 
 PRESSES = ["snapkv", "knorm", "expected_attention", "pyramidkv", "merging_snapkv", "keydiff"]
@@ -30,8 +30,8 @@ IDENTITY = """
 import json, sys
 import torch
 from transformers import AutoModelForCausalLM
-from qm_vllm.eval.peers import presses
-from qm_vllm.eval.peers.model_folder import readable_folder
+from qm_vllm_eval.peers import presses
+from qm_vllm_eval.peers.model_folder import readable_folder
 
 torch.set_num_threads(2)
 ids = json.loads(sys.argv[2])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.peers.client import PeerClient, llmlingua_client
+from qm_vllm_eval.peers.client import PeerClient, llmlingua_client
 
 FILLER = [
     "The river carries cold water past the old mill and the empty boats.",

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from qm_vllm.cli.batch_lines import Item, Problem, finished_ids, read_items, result_line
-from qm_vllm.cli.common import CliError
 from qm_vllm.cli.generate import plan, write_all
+from qm_vllm.errors import UserError
 
 
 def write(path, *lines, end="\n"):
@@ -88,7 +88,7 @@ def test_a_duplicate_id_names_the_first_line(tmp_path):
 
 
 def test_a_missing_input_is_a_sentence(tmp_path):
-    with pytest.raises(CliError, match="cannot read"):
+    with pytest.raises(UserError, match="cannot read"):
         list(read_items(tmp_path / "none.jsonl"))
 
 
@@ -103,7 +103,7 @@ def test_finished_ids_are_skipped(tmp_path):
 
 def test_input_and_output_must_differ(tmp_path):
     path = write(tmp_path / "in", {"id": "a", "prompt": "x"})
-    with pytest.raises(CliError, match="same file"):
+    with pytest.raises(UserError, match="same file"):
         plan(path, tmp_path / "." / "in")
 
 
@@ -122,7 +122,7 @@ def test_a_last_line_that_lacks_only_its_newline_stays(tmp_path):
 
 def test_foreign_output_is_not_touched(tmp_path):
     path = write(tmp_path / "out", "notes of mine", {"id": "a"})
-    with pytest.raises(CliError, match="line 1"):
+    with pytest.raises(UserError, match="line 1"):
         finished_ids(path)
     assert path.read_text().startswith("notes of mine\n")
 
@@ -184,7 +184,7 @@ def test_a_dead_engine_ends_the_run_with_a_sentence():
     def run(batch):
         raise RuntimeError("EngineCore died")
 
-    with pytest.raises(CliError, match="goes on from here"):
+    with pytest.raises(UserError, match="goes on from here"):
         write_all(ready("a"), run, io.StringIO(), 8)
 
 

@@ -11,10 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.cli.common import CliError, configuration, report_of
+from qm_vllm.cli.common import configuration
 from qm_vllm.cli.inspect import page_data
 from qm_vllm.cli.main import app
 from qm_vllm.cli.serve import server_arguments
+from qm_vllm.errors import UserError
+from qm_vllm.reports import report_of
 
 COMMANDS = ("demo", "generate", "serve", "inspect", "doctor")
 
@@ -61,7 +63,7 @@ def test_serve_puts_our_flags_before_the_users():
     "flag", ["--worker-cls", "--worker-cls=x", "--kv_transfer_config", "--kv-transfer-config.a=1"]
 )
 def test_serve_refuses_flags_that_the_plug_in_sets(flag):
-    with pytest.raises(CliError, match="leave it out"):
+    with pytest.raises(UserError, match="leave it out"):
         server_arguments("m", QuickMergeConfig(), [flag])
 
 
@@ -134,7 +136,7 @@ def test_options_of_the_server_reach_the_engine(run):
 
 
 def test_a_request_without_a_report_means_the_plug_in_is_off():
-    with pytest.raises(CliError, match="not active"):
+    with pytest.raises(UserError, match="not active"):
         report_of(SimpleNamespace(kv_transfer_params=None))
 
 
@@ -163,7 +165,7 @@ def test_page_data_of_a_selection_has_no_merged_tokens():
 
 
 def test_page_data_refuses_a_report_about_another_prompt():
-    with pytest.raises(CliError, match="speaks of 4 tokens, the prompt has 2"):
+    with pytest.raises(UserError, match="speaks of 4 tokens, the prompt has 2"):
         page_data(TOKENIZER, [5, 6], REPORT, QuickMergeConfig())
-    with pytest.raises(CliError, match="no details"):
+    with pytest.raises(UserError, match="no details"):
         page_data(TOKENIZER, [5, 6], {"status": "compressed"}, QuickMergeConfig())

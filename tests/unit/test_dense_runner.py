@@ -9,9 +9,9 @@ import torch
 
 from qm_vllm.compress import AttentionError, QueryAttention
 from qm_vllm.engine import dense_runner
-from qm_vllm.engine.dense_runner import DenseRunner
-from qm_vllm.engine.dense_taps import LayerRecord
-from qm_vllm.engine.sdpa_attention import SdpaAttention
+from qm_vllm.engine.dense.runner import DenseRunner
+from qm_vllm.engine.dense.sdpa_attention import SdpaAttention
+from qm_vllm.engine.dense.taps import LayerRecord
 from tests.unit.test_rotary_table import SIZE, Rotary
 
 HEADS, KV_HEADS, N, WINDOW = 6, 3, 90, 20

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.cpu_attention import CpuFlashAttention, CpuKernelAttention
-from qm_vllm.engine.dense_attention import choose_backend
-from qm_vllm.engine.dense_taps import AttentionTap, LayerRecord
-from qm_vllm.engine.encoder_pass import gather
-from qm_vllm.engine.protocol import JobSpec
-from qm_vllm.engine.sdpa_attention import SdpaAttention
+from qm_vllm.engine.dense.attention import choose_backend
+from qm_vllm.engine.dense.cpu_attention import CpuFlashAttention, CpuKernelAttention
+from qm_vllm.engine.dense.sdpa_attention import SdpaAttention
+from qm_vllm.engine.dense.taps import AttentionTap, LayerRecord
+from qm_vllm.engine.jobs.encoder_pass import gather
+from qm_vllm.engine.messages import JobSpec
 from tests.unit.test_dense_runner import HEADS, KV_HEADS, attention
 
 SIZE = 32

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.job_board import JobBoard
-from qm_vllm.engine.memo import Memo
-from qm_vllm.engine.protocol import JobResult, JobSpec, QuickMergeWorkerMetadata
+from qm_vllm.engine.messages import JobResult, JobSpec, QuickMergeWorkerMetadata
+from qm_vllm.engine.requests.job_board import JobBoard
+from qm_vllm.engine.requests.memo import Memo
 
 
 def spec(key: str) -> JobSpec:

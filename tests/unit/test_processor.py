@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qm_vllm.cli import processor
+from qm_vllm import processor
 
 
 @pytest.mark.parametrize(("text", "expected"), [

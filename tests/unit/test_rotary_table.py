@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qm_vllm.engine.fused_ops import CACHE, rotary_forward, rotary_table
+from qm_vllm_patches.fused_ops import CACHE, rotary_forward, rotary_table
 
 SIZE = 8
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qm_vllm.config import ConfigError, QuickMergeConfig
-from qm_vllm.engine.chat_turns import ChatTurns
+from qm_vllm.engine.requests.chat_turns import ChatTurns
 from qm_vllm.turns import kept_turns
 
 SPECIAL = ("<s>", "<|start|>", "<|end|>", "<|head|>", "<|/head|>")

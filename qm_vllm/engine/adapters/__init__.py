@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qm_vllm.engine.adapters import gemma, llama, qwen
-from qm_vllm.engine.adapters.decoder import DecoderView, UnsupportedDecoder
+from qm_vllm_patches.decoder import DecoderView, UnsupportedDecoder
 
 FAMILIES: dict[str, Callable[[Any], DecoderView]] = {
     **dict.fromkeys(llama.ARCHITECTURES, llama.view),

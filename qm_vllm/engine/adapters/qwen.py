@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qm_vllm.engine.adapters.decoder import DecoderView, sequential_view
+from qm_vllm_patches.decoder import DecoderView, sequential_view
 
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
 

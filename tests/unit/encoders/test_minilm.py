@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from qm_vllm.cli.common import in_package
+from qm_vllm.assets.packages import in_package
 from qm_vllm.encoders import EncoderError, load_encoder, minilm
 from tests.unit.encoders import tiny
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from qm_vllm.eval.baselines import Noise, Source
+from qm_vllm_eval.baselines import Noise, Source
 
 
 def make_source(batch: int = 5, count: int = 23, width: int = 12, size: int = 61) -> Source:

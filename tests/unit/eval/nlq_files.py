@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qm_vllm.eval.datasets.ego4d_nlq import Ego4dNlq
+from qm_vllm_eval.datasets.ego4d_nlq import Ego4dNlq
 
 Change = Callable[[dict[str, Any]], Any]
 

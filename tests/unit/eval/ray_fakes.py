@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from qm_vllm.eval.ray.work import LOST, REFUSED, TOO_LONG, Answer, Outcome, Unit
+from qm_vllm_eval.ray.work import LOST, REFUSED, TOO_LONG, Answer, Outcome, Unit
 
 
 def answer(unit: Unit, started: float = 0.0, seconds: float = 1.0) -> Answer:

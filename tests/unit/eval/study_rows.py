@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from qm_vllm.eval.row import Row
+from qm_vllm_eval.row import Row
 
 
 def row(method: str, ratio: float, nll: float, index: int = 0, **changes: Any) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qm_vllm.eval.study.adaptive import FIXED, ORACLE, Curve, compare, rank_correlation
+from qm_vllm_eval.study.adaptive import FIXED, ORACLE, Curve, compare, rank_correlation
 
 RATIOS = (0.05, 0.1, 0.2, 0.4)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qm_vllm.eval.answers import (
+from qm_vllm_eval.answers import (
     answer_scores,
     choices,
     implementation,

@@ -16,10 +16,10 @@ from qm_vllm.compress import (
     score_tokens,
 )
 from qm_vllm.compress.grouping import contiguous
-from qm_vllm.eval.baselines import METHODS, Noise, Source, Spec, calibrate_alpha
-from qm_vllm.eval.baselines.quickmerge import QuickMerge, nearest
-from qm_vllm.eval.baselines.random_tokens import RandomTokens, hashed
 from qm_vllm.prior.batches import merging
+from qm_vllm_eval.baselines import METHODS, Noise, Source, Spec, calibrate_alpha
+from qm_vllm_eval.baselines.quickmerge import QuickMerge, nearest
+from qm_vllm_eval.baselines.random_tokens import RandomTokens, hashed
 from tests.unit.eval.baseline_sources import make_source, noise, rows
 
 

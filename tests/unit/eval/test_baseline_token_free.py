@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from qm_vllm.eval.baselines import Source
-from qm_vllm.eval.baselines.fixed_patches import FixedPatches, membership, starts
-from qm_vllm.eval.baselines.token_free import TokenFree, block_mixture
-from qm_vllm.eval.baselines.token_learner import TokenLearner
+from qm_vllm_eval.baselines import Source
+from qm_vllm_eval.baselines.fixed_patches import FixedPatches, membership, starts
+from qm_vllm_eval.baselines.token_free import TokenFree, block_mixture
+from qm_vllm_eval.baselines.token_learner import TokenLearner
 from tests.unit.eval.baseline_sources import make_source
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qm_vllm.eval.baselines.vq_vae import Codebook, VqVae, collapse
+from qm_vllm_eval.baselines.vq_vae import Codebook, VqVae, collapse
 from tests.unit.eval.baseline_sources import make_source, noise
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qm_vllm.eval.baselines import (
+from qm_vllm_eval.baselines import (
     ABLATIONS,
     CONTROLS,
     METHODS,

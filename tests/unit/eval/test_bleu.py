@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qm_vllm.eval.bleu import bleu, implementation
+from qm_vllm_eval.bleu import bleu, implementation
 
 TEXTS = st.lists(st.sampled_from(list("abcde")), min_size=4, max_size=9).map(" ".join)
 ITEMS = st.lists(st.tuples(TEXTS, st.lists(TEXTS, min_size=1, max_size=3)), min_size=1, max_size=5)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.booksum import (
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.booksum import (
     AGGREGATE,
     COLUMNS,
     EMPTY_CHAPTER,
@@ -22,7 +22,7 @@ from qm_vllm.eval.datasets.booksum import (
     chat_prompt,
     open_booksum,
 )
-from qm_vllm.eval.datasets.rows import records, unusable, within_length
+from qm_vllm_eval.datasets.rows import records, unusable, within_length
 from tests.unit.eval.record_files import write_records
 
 FIXTURE = Path(__file__).parent / "data" / "booksum_columns.csv"

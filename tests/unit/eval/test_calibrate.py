@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qm_vllm.eval.row import Row
-from qm_vllm.eval.study.calibrate import RATIOS, Choice, _name, _summary, choices, choose, depths
+from qm_vllm_eval.row import Row
+from qm_vllm_eval.study.calibrate import RATIOS, Choice, _name, _summary, choices, choose, depths
 
 
 def depth(layers: int, retention: float, window: int = 2) -> Choice:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.coco_captions import NO_CAPTION, open_coco
-from qm_vllm.eval.datasets.fixture_media import write_image
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.coco_captions import NO_CAPTION, open_coco
+from qm_vllm_eval.datasets.fixture_media import write_image
 
 
 def write_json(file: Path, value: Any) -> Path:

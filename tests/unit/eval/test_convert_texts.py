@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval import convert_texts
+from qm_vllm_eval import convert_texts
 
 
 def test_markdown_keeps_headings_and_loses_markup() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.ego4d_nlq import EMPTY_QUERY, Ego4dNlq
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.ego4d_nlq import EMPTY_QUERY, Ego4dNlq
 from tests.unit.eval.nlq_files import Change, write_nlq
 
 

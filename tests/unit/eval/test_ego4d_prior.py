@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from qm_vllm.eval.datasets.ego4d_nlq import Ego4dNlq
-from qm_vllm.eval.datasets.ego4d_synthetic import SyntheticSpec, write_synthetic
-from qm_vllm.eval.ego4d.decode import TransformersBins, windows
-from qm_vllm.eval.ego4d.manifest import write_manifest
-from qm_vllm.eval.ego4d.reduce import reduce
-from qm_vllm.eval.ego4d.report import comparison, markdown
-from qm_vllm.eval.ego4d.task import Ego4dTask, chance, predictions
-from qm_vllm.eval.localisation import iou
-from qm_vllm.eval.ray.table import row_of
-from qm_vllm.eval.ray.work import Answer, Outcome
 from qm_vllm.prior import PriorConfig
 from qm_vllm.prior.batches import BatchMaker
 from qm_vllm.prior.data import Sample
 from qm_vllm.prior.side_inputs import time_features
+from qm_vllm_eval.datasets.ego4d_nlq import Ego4dNlq
+from qm_vllm_eval.datasets.ego4d_synthetic import SyntheticSpec, write_synthetic
+from qm_vllm_eval.ego4d.decode import TransformersBins, windows
+from qm_vllm_eval.ego4d.manifest import write_manifest
+from qm_vllm_eval.ego4d.reduce import reduce
+from qm_vllm_eval.ego4d.report import comparison, markdown
+from qm_vllm_eval.ego4d.task import Ego4dTask, chance, predictions
+from qm_vllm_eval.localisation import iou
+from qm_vllm_eval.ray.table import row_of
+from qm_vllm_eval.ray.work import Answer, Outcome
 from tests.priors import random_prior
 
 SPEC = SyntheticSpec(videos=2, clips_per_video=1, queries_per_clip=2, events_per_clip=3, kinds=4,

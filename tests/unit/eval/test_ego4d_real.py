@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from qm_vllm.eval.datasets import DataSetError, ego4d_real
-from qm_vllm.eval.datasets.ego4d_nlq import FEATURES_PER_SECOND, Ego4dNlq
-from qm_vllm.eval.datasets.ego4d_real import (
+from qm_vllm_eval.datasets import DataSetError, ego4d_real
+from qm_vllm_eval.datasets.ego4d_nlq import FEATURES_PER_SECOND, Ego4dNlq
+from qm_vllm_eval.datasets.ego4d_real import (
     SOURCES,
     cached_features,
     encode_video,

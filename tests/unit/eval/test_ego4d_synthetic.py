@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from qm_vllm.eval.datasets.ego4d_nlq import FEATURES_PER_SECOND, Ego4dNlq
-from qm_vllm.eval.datasets.ego4d_synthetic import (
+from qm_vllm_eval.datasets.ego4d_nlq import FEATURES_PER_SECOND, Ego4dNlq
+from qm_vllm_eval.datasets.ego4d_synthetic import (
     QUERIES,
     SyntheticSpec,
     kind_directions,
     write_synthetic,
 )
-from qm_vllm.eval.localisation import METRICS, Prediction, evaluate, random_windows
+from qm_vllm_eval.localisation import METRICS, Prediction, evaluate, random_windows
 
 SMALL = SyntheticSpec(videos=3, clip_seconds=(160.0, 200.0), width=32)
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qm_vllm.eval.datasets.ego4d_nlq import Ego4dNlq
-from qm_vllm.eval.datasets.ego4d_write import (
+from qm_vllm_eval.datasets.ego4d_nlq import Ego4dNlq
+from qm_vllm_eval.datasets.ego4d_write import (
     FOLDER,
     Moment,
     clip_entry,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qm_vllm.eval.frechet import (
+from qm_vllm_eval.frechet import (
     Gaussian,
     bootstrap_frechet,
     clip_features,

@@ -2,11 +2,11 @@
 
 import pytest
 
-from qm_vllm.eval.engines.base import budget, make_row
-from qm_vllm.eval.methods import choose_methods
-from qm_vllm.eval.sample import Sample
-from qm_vllm.eval.study import grid as grid_module
-from qm_vllm.eval.study.grid import Grid, run
+from qm_vllm_eval.engines.base import budget, make_row
+from qm_vllm_eval.methods import choose_methods
+from qm_vllm_eval.sample import Sample
+from qm_vllm_eval.study import grid as grid_module
+from qm_vllm_eval.study.grid import Grid, run
 
 
 def sample(task, length, index, visible):

@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from qm_vllm.cli import common
-from qm_vllm.eval import haystacks
-from qm_vllm.eval.haystacks import HAYSTACKS, HaystackError, documents, passage, text_of
-from qm_vllm.eval.sample import SPLITS
+from qm_vllm.assets import packages
+from qm_vllm_eval import haystacks
+from qm_vllm_eval.haystacks import HAYSTACKS, HaystackError, documents, passage, text_of
+from qm_vllm_eval.sample import SPLITS
 
 
 def needs(name: str) -> None:
@@ -102,7 +102,7 @@ def test_missing_texts_say_what_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path
     for name in ("novels", "faq"):
         with pytest.raises(HaystackError, match=r"scripts/fetch_texts\.sh"):
             documents(name, "tune")
-    monkeypatch.setattr(common, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     assert haystacks.available() == ()
     with pytest.raises(HaystackError, match="pip install"):
         documents("essays", "tune")

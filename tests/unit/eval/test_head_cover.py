@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qm_vllm.eval.methods import Request, head_cover
-from qm_vllm.eval.reference.decoder import Decoder
-from qm_vllm.eval.reference.prefill import Prefill
+from qm_vllm_eval.methods import Request, head_cover
+from qm_vllm_eval.reference.decoder import Decoder
+from qm_vllm_eval.reference.prefill import Prefill
 from tests.engines import random_prompt
 from tests.unit.eval.models import tiny
 

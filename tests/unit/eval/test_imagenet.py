@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.fixture_media import write_image
-from qm_vllm.eval.datasets.imagenet import (
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.fixture_media import write_image
+from qm_vllm_eval.datasets.imagenet import (
     GROUND_TRUTH,
     GROUND_TRUTH_2015,
     MAPPING,

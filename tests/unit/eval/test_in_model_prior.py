@@ -7,12 +7,12 @@ import itertools
 import pytest
 import torch
 
-from qm_vllm.eval.methods import METHODS, Request, Unfit
-from qm_vllm.eval.prior.in_model import InModelPrior, load
-from qm_vllm.eval.prior.train import InModelTrainer
-from qm_vllm.eval.reference.decoder import Decoder
-from qm_vllm.eval.reference.prefill import Prefill
 from qm_vllm.prior import PriorConfig
+from qm_vllm_eval.methods import METHODS, Request, Unfit
+from qm_vllm_eval.prior.in_model import InModelPrior, load
+from qm_vllm_eval.prior.train import InModelTrainer
+from qm_vllm_eval.reference.decoder import Decoder
+from qm_vllm_eval.reference.prefill import Prefill
 from tests.engines import random_prompt
 from tests.unit.eval.conftest import make_prior
 from tests.unit.eval.models import tiny

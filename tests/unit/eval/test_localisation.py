@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qm_vllm.eval.localisation import (
+from qm_vllm_eval.localisation import (
     AVERAGE_PRECISION,
     METRICS,
     Prediction,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qm_vllm.eval.study.markdown import write_tables
-from qm_vllm.eval.study.results import results_by_family
+from qm_vllm_eval.study.markdown import write_tables
+from qm_vllm_eval.study.results import results_by_family
 from tests.unit.eval.study_rows import failed, frame, row, study
 
 

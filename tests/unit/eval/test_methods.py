@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qm_vllm.eval.methods import (
+from qm_vllm_eval.methods import (
     METHODS,
     Budget,
     Request,
@@ -13,10 +13,10 @@ from qm_vllm.eval.methods import (
     mean_pool,
     truncation,
 )
-from qm_vllm.eval.methods import random as random_method
-from qm_vllm.eval.reference.decoder import Decoder
-from qm_vllm.eval.reference.prefill import Prefill
-from qm_vllm.eval.reference.reader import Reader
+from qm_vllm_eval.methods import random as random_method
+from qm_vllm_eval.reference.decoder import Decoder
+from qm_vllm_eval.reference.prefill import Prefill
+from qm_vllm_eval.reference.reader import Reader
 from tests.engines import random_prompt
 from tests.unit.eval.models import tiny
 
@@ -90,8 +90,8 @@ def test_quickmerge_matches_the_core(prefill):
     """The bench's own wiring against qm_vllm.compress.compress on the same evidence."""
     from qm_vllm.compress import compress
     from qm_vllm.config import QuickMergeConfig
-    from qm_vllm.eval.methods.quickmerge import options
     from qm_vllm.layers import resolve_layers
+    from qm_vllm_eval.methods.quickmerge import options
 
     request = request_for(prefill, 90)
     config = QuickMergeConfig(**options("quickmerge", 90, visible=True))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval import haystacks
-from qm_vllm.eval.datasets import DataSetError, micro_booksum
-from qm_vllm.eval.rouge import rouge
+from qm_vllm_eval import haystacks
+from qm_vllm_eval.datasets import DataSetError, micro_booksum
+from qm_vllm_eval.rouge import rouge
 
 NOVEL = "northanger_abbey"
 KNOWN_FROM_ELSEWHERE = {"Allens", "Baronetage", "Elliots", "Ishmael", "Pequod"}

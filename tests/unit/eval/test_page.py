@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.study.report import write_report
-from qm_vllm.eval.study.store import Store, StoreError
+from qm_vllm_eval.study.report import write_report
+from qm_vllm_eval.study.store import Store, StoreError
 from tests.unit.eval.study_rows import failed, study
 
 VOID = {"meta", "input", "br", "img", "link"}

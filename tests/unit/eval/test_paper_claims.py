@@ -12,8 +12,8 @@ import torch
 
 from qm_vllm.compress import attention_entropy
 from qm_vllm.compress.saliency.ned import DELTA
-from qm_vllm.eval.paper.claims import merge_risk, ned, stability, states
-from qm_vllm.eval.paper.claims.attention import LETTER, attention, mean, pearson, spearman
+from qm_vllm_eval.paper.claims import merge_risk, ned, stability, states
+from qm_vllm_eval.paper.claims.attention import LETTER, attention, mean, pearson, spearman
 from tests.unit import helpers
 
 

@@ -17,7 +17,7 @@ from qm_vllm.compress import (
     zero_padded_error,
 )
 from qm_vllm.config import QuickMergeConfig
-from qm_vllm.eval.paper.claims import (
+from qm_vllm_eval.paper.claims import (
     bounds,
     budget,
     complexity,
@@ -214,7 +214,7 @@ def test_order_of_groups():
 @pytest.fixture
 def without_vllm(monkeypatch):
     """Importing vLLM takes seconds; the transformers class says the same."""
-    monkeypatch.setitem(sys.modules, "qm_vllm.prior.served", None)
+    monkeypatch.setitem(sys.modules, "qm_vllm_patches.served_prior", None)
 
 
 @pytest.mark.usefixtures("without_vllm")

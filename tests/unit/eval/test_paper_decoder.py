@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from qm_vllm.eval.baselines import METHODS
-from qm_vllm.eval.paper import measure
-from qm_vllm.eval.paper.decoder import sampled, target_nats, train
-from qm_vllm.eval.paper.prepared import Prepared, Split
-from qm_vllm.eval.paper.scale import SMOKE
+from qm_vllm_eval.baselines import METHODS
+from qm_vllm_eval.paper import measure
+from qm_vllm_eval.paper.decoder import sampled, target_nats, train
+from qm_vllm_eval.paper.prepared import Prepared, Split
+from qm_vllm_eval.paper.scale import SMOKE
 
 CPU = torch.device("cpu")
 SCALE = replace(SMOKE, steps=60, batch=8, width=32, learning_rate=5e-3)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from qm_vllm.compress.entropy import attention_entropy
-from qm_vllm.eval.paper import image, sources, text, video
-from qm_vllm.eval.paper.prepared import entropies, load, padded_bytes, save, scores
-from qm_vllm.eval.paper.scale import SMOKE
 from qm_vllm.prior.batches import merging
 from qm_vllm.prior.soft import layer_scores
+from qm_vllm_eval.paper import image, sources, text, video
+from qm_vllm_eval.paper.prepared import entropies, load, padded_bytes, save, scores
+from qm_vllm_eval.paper.scale import SMOKE
 
 SPECIAL = {"cls_token_id": 1, "sep_token_id": 2}
 
@@ -200,8 +200,8 @@ def test_what_was_prepared_comes_back(tmp_path):
 
 
 def test_missing_data_say_how_to_get_them(tmp_path, monkeypatch):
-    from qm_vllm.eval.datasets.rows import DataSetError
-    from qm_vllm.eval.paper.scale import SCALES
+    from qm_vllm_eval.datasets.rows import DataSetError
+    from qm_vllm_eval.paper.scale import SCALES
 
     monkeypatch.setenv("QM_VLLM_CACHE", str(tmp_path))
     monkeypatch.setattr(sources, "load_encoder", lambda name, device: Encoder())

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from qm_vllm.eval.datasets.qasper import QasperRow
-from qm_vllm.eval.datasets.tvqa import Subtitle, TvqaRow
-from qm_vllm.eval.paper.question_task import (
+from qm_vllm_eval.datasets.qasper import QasperRow
+from qm_vllm_eval.datasets.tvqa import Subtitle, TvqaRow
+from qm_vllm_eval.paper.question_task import (
     LETTERS,
     QASPER,
     TVQA,
@@ -18,7 +18,7 @@ from qm_vllm.eval.paper.question_task import (
     messages,
     shared_tail,
 )
-from qm_vllm.eval.ray.work import TOO_LONG, UNUSABLE, Answer
+from qm_vllm_eval.ray.work import TOO_LONG, UNUSABLE, Answer
 from tests.unit.eval.tokenizers import PlainTokenizer
 
 SHOW = TvqaRow("tvqa-1", 1, "clip", question="Where is the key?", answer=1,

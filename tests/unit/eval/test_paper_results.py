@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.paper import compare, tables
+from qm_vllm_eval.paper import compare, tables
 
 RESULTS = Path(__file__).parents[3] / "eval" / "results" / "paper"
 

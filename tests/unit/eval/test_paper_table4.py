@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from qm_vllm.eval.paper import table4
-from qm_vllm.eval.paper.scale import SCALES
-from qm_vllm.eval.paper.table4 import Table4Data, command, last_sentence, rows
+from qm_vllm_eval.paper import table4
+from qm_vllm_eval.paper.scale import SCALES
+from qm_vllm_eval.paper.table4 import Table4Data, command, last_sentence, rows
 
 KEYS = {
     "task", "metric", "baseline", "baseline_low", "baseline_high", "quickmerge", "quickmerge_low",

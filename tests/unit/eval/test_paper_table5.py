@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qm_vllm.eval.datasets.catalogue import open_published
-from qm_vllm.eval.datasets.fixtures import write_fixture
-from qm_vllm.eval.datasets.rows import DataSetError
-from qm_vllm.eval.datasets.something import SomethingRow
-from qm_vllm.eval.paper import decoder, table5, table5_states
-from qm_vllm.eval.paper.scale import SCALES, SMOKE
-from qm_vllm.eval.paper.table5 import Table5Data, rows, sentence
-from qm_vllm.eval.paper.table5_states import LONGEST, Captions, actions, captions, pair
+from qm_vllm_eval.datasets.catalogue import open_published
+from qm_vllm_eval.datasets.fixtures import write_fixture
+from qm_vllm_eval.datasets.rows import DataSetError
+from qm_vllm_eval.datasets.something import SomethingRow
+from qm_vllm_eval.paper import decoder, table5, table5_states
+from qm_vllm_eval.paper.scale import SCALES, SMOKE
+from qm_vllm_eval.paper.table5 import Table5Data, rows, sentence
+from qm_vllm_eval.paper.table5_states import LONGEST, Captions, actions, captions, pair
 
 CPU = torch.device("cpu")
 TINY = replace(SMOKE, width=32, image_side=24, video_side=24, pooled=2, steps=2, batch=4)
@@ -249,7 +249,7 @@ def test_a_failure_is_the_reason_of_its_row_alone(without_engine, monkeypatch, t
     class Dead(InProcess):
         def ready(self):
             raise RuntimeError("the engine's process failed:\nTraceback (most recent call last):\n"
-                               "  somewhere\nCliError: vLLM did not start")
+                               "  somewhere\nUserError: vLLM did not start")
 
     monkeypatch.setattr(table5, "_states", broken)
     found = rows(SCALES["smoke"], tmp_path, Table5Data(), CPU)
@@ -257,7 +257,7 @@ def test_a_failure_is_the_reason_of_its_row_alone(without_engine, monkeypatch, t
         "no OpenCV for coco_captions", "no OpenCV for something", "", ""]
     monkeypatch.setattr(table5, "Child", Dead)
     found = rows(SCALES["smoke"], tmp_path, Table5Data(), CPU)
-    assert [row["reason"] for row in found[2:]] == ["CliError: vLLM did not start"] * 2
+    assert [row["reason"] for row in found[2:]] == ["UserError: vLLM did not start"] * 2
     assert all(row["difference"] is None and row["rows"] == 0 for row in found)
 
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from qm_vllm.eval.baselines import ABLATIONS, CONTROLS, METHODS, TABLE_1
-from qm_vllm.eval.paper import cells, report, run, tables
-from qm_vllm.eval.paper.scale import SMOKE
-from qm_vllm.eval.ray.journal import JournalError
+from qm_vllm_eval.baselines import ABLATIONS, CONTROLS, METHODS, TABLE_1
+from qm_vllm_eval.paper import cells, report, run, tables
+from qm_vllm_eval.paper.scale import SMOKE
+from qm_vllm_eval.ray.journal import JournalError
 
 
 def cell(task, method, seed, value, rate=2.0):

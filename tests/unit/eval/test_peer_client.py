@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.peers.client import PeerClient, PeerFailed, kvpress_client
-from qm_vllm.eval.peers.environment import PeerMissing, peer_python
-from qm_vllm.eval.peers.llmlingua_worker import passages
-from qm_vllm.eval.peers.model_folder import classic_config, classic_tokenizer, readable_folder
+from qm_vllm_eval.peers.client import PeerClient, PeerFailed, kvpress_client
+from qm_vllm_eval.peers.environment import PeerMissing, peer_python
+from qm_vllm_eval.peers.llmlingua_worker import passages
+from qm_vllm_eval.peers.model_folder import classic_config, classic_tokenizer, readable_folder
 
 ECHO = """
 import os, sys
-from qm_vllm.eval.peers.serve import protected_output, serve
+from qm_vllm_eval.peers.serve import protected_output, serve
 
 def handle(request):
     print("a library prints")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qm_vllm.eval.perplexity import IGNORED, Perplexity, TextLoss, total_nats
+from qm_vllm_eval.perplexity import IGNORED, Perplexity, TextLoss, total_nats
 
 TEXTS = st.lists(
     st.tuples(st.floats(0, 500), st.integers(1, 200), st.integers(1, 900)), min_size=1, max_size=12

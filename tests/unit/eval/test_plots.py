@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from qm_vllm.eval.row import Row
-from qm_vllm.eval.study.plot_style import styles
-from qm_vllm.eval.study.plots import Picture, draw_all, inline_svg, write_pictures
-from qm_vllm.eval.study.results import results_by_family
+from qm_vllm_eval.row import Row
+from qm_vllm_eval.study.plot_style import styles
+from qm_vllm_eval.study.plots import Picture, draw_all, inline_svg, write_pictures
+from qm_vllm_eval.study.results import results_by_family
 from tests.unit.eval.study_rows import failed, frame, study
 
 

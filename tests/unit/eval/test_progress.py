@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from qm_vllm.eval.study.progress import GridProgress, duration
+from qm_vllm_eval.study.progress import GridProgress, duration
 
 
 class Clock:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.catalogue import OPENERS, open_published
-from qm_vllm.eval.datasets.fixture_media import write_video
-from qm_vllm.eval.datasets.fixtures import VIDEO_SETS, write_fixture
-from qm_vllm.eval.datasets.published import PUBLISHED
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.catalogue import OPENERS, open_published
+from qm_vllm_eval.datasets.fixture_media import write_video
+from qm_vllm_eval.datasets.fixtures import VIDEO_SETS, write_fixture
+from qm_vllm_eval.datasets.published import PUBLISHED
 
 SPLITS = [(name, split) for name, of in PUBLISHED.items() for split in of.splits]
 DOCS = Path(__file__).parents[3] / "docs" / "datasets.md"

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.qasper import COLUMNS, QASPER, open_qasper, reference
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.qasper import COLUMNS, QASPER, open_qasper, reference
 from tests.unit.eval.record_files import write_records
 
 

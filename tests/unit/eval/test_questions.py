@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from qm_vllm.eval import haystacks
-from qm_vllm.eval.haystacks import HAYSTACKS, documents, text_of
-from qm_vllm.eval.sample import SPLITS
-from qm_vllm.eval.tasks import TASKS, build_sample
-from qm_vllm.eval.tasks.base import Request, join
-from qm_vllm.eval.tasks.question_answering import MOST, Item, evidence, items, locate
+from qm_vllm_eval import haystacks
+from qm_vllm_eval.haystacks import HAYSTACKS, documents, text_of
+from qm_vllm_eval.sample import SPLITS
+from qm_vllm_eval.tasks import TASKS, build_sample
+from qm_vllm_eval.tasks.base import Request, join
+from qm_vllm_eval.tasks.question_answering import MOST, Item, evidence, items, locate
 from tests.unit.eval.tokenizers import embedded_tokenizer
 
 ITEMS = items()

@@ -9,12 +9,12 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from qm_vllm.cli.embedded import ensure_model
+from qm_vllm.assets.embedded import ensure_model
 from qm_vllm.cli.main import app
-from qm_vllm.eval.datasets.booksum import open_booksum
-from qm_vllm.eval.ray import work
-from qm_vllm.eval.ray.booksum import BookSumTask
-from qm_vllm.eval.ray.work import TOO_LONG, UNUSABLE, Answer
+from qm_vllm_eval.datasets.booksum import open_booksum
+from qm_vllm_eval.ray import work
+from qm_vllm_eval.ray.booksum import BookSumTask
+from qm_vllm_eval.ray.work import TOO_LONG, UNUSABLE, Answer
 
 DATA = Path(__file__).parent / "data" / "booksum_columns.csv"
 FAKE = "tests.unit.eval.ray_fakes:FakeReplica"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from qm_vllm.eval.ray.journal import FILE, Journal, JournalError, settings_hash
+from qm_vllm_eval.ray.journal import FILE, Journal, JournalError, settings_hash
 
 SETTINGS = {"task": "fake", "max_tokens": 8}
 
@@ -91,7 +91,7 @@ def test_failed_rows_run_again_only_if_asked_and_the_last_line_counts(tmp_path):
 
 def test_two_processes_do_not_write_one_journal(tmp_path):
     code = (
-        "import sys, json, pathlib; from qm_vllm.eval.ray.journal import *\n"
+        "import sys, json, pathlib; from qm_vllm_eval.ray.journal import *\n"
         "try: Journal(pathlib.Path(sys.argv[1]), json.loads(sys.argv[2]))\n"
         "except JournalError as error: print(error)"
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from qm_vllm.eval.ray.pool import LocalPool, drive
-from qm_vllm.eval.ray.runner import left
-from qm_vllm.eval.ray.work import LOST, REFUSED, TOO_LONG
+from qm_vllm_eval.ray.pool import LocalPool, drive
+from qm_vllm_eval.ray.runner import left
+from qm_vllm_eval.ray.work import LOST, REFUSED, TOO_LONG
 from tests.unit.eval.ray_fakes import FakePool, FakeReplica, FakeTask
 
 

@@ -8,10 +8,10 @@ import json
 import pytest
 from pyarrow import parquet
 
-from qm_vllm.eval.ray import scaling
-from qm_vllm.eval.ray.journal import JournalError
-from qm_vllm.eval.ray.runner import LOCAL, RunOptions, run
-from qm_vllm.eval.ray.work import TOO_LONG, EngineSettings, Outcome, Unit
+from qm_vllm_eval.ray import scaling
+from qm_vllm_eval.ray.journal import JournalError
+from qm_vllm_eval.ray.runner import LOCAL, RunOptions, run
+from qm_vllm_eval.ray.work import TOO_LONG, EngineSettings, Outcome, Unit
 from tests.unit.eval.ray_fakes import FakeReplica, FakeTask, answer
 
 FAKE = "tests.unit.eval.ray_fakes:FakeReplica"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from qm_vllm.eval.reference.decoder import Decoder, UnsupportedModel
-from qm_vllm.eval.reference.prefill import Prefill
-from qm_vllm.eval.reference.reader import CompressedContext, Reader
+from qm_vllm_eval.reference.decoder import Decoder, UnsupportedModel
+from qm_vllm_eval.reference.prefill import Prefill
+from qm_vllm_eval.reference.reader import CompressedContext, Reader
 from tests.engines import TINY_FAMILIES, random_prompt
 from tests.unit.eval.models import tiny
 

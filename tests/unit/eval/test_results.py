@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from qm_vllm.eval.study.results import (
+from qm_vllm_eval.study.results import (
     COLUMNS,
     failures,
     results_by_family,

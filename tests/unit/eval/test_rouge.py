@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from qm_vllm.eval.rouge import METRICS, as_lines, implementation, mean_rouge, rouge, sentences
+from qm_vllm_eval.rouge import METRICS, as_lines, implementation, mean_rouge, rouge, sentences
 
 WORDS = st.lists(st.sampled_from(["cat", "cats", "sat", "mat", "the", "running"]), min_size=1)
 

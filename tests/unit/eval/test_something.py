@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.something import open_something, plain
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.something import open_something, plain
 
 LABELS = {
     "Putting something onto something": "1",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.study.meta import code_hash, commit, describe_run, hardware
-from qm_vllm.eval.study.store import SCHEMA, Store, StoreError
+from qm_vllm_eval.study.meta import code_hash, commit, describe_run, hardware
+from qm_vllm_eval.study.store import SCHEMA, Store, StoreError
 from tests.unit.eval.study_rows import failed, row, study
 
 SETTINGS = {"model": "small", "dtype": "float32", "modes": ("blind",), "versions": {"qm": "0.2"}}

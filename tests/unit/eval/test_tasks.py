@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.haystacks import available, text_of
-from qm_vllm.eval.prompt import bare_prompt_ids, prompt_length, prompt_parts
-from qm_vllm.eval.sample import METRICS, SPLITS, Sample
-from qm_vllm.eval.tasks import TASKS, UnknownTask, build_sample
-from qm_vllm.eval.tasks.base import TOLERANCE, WORDS
+from qm_vllm_eval.haystacks import available, text_of
+from qm_vllm_eval.prompt import bare_prompt_ids, prompt_length, prompt_parts
+from qm_vllm_eval.sample import METRICS, SPLITS, Sample
+from qm_vllm_eval.tasks import TASKS, UnknownTask, build_sample
+from qm_vllm_eval.tasks.base import TOLERANCE, WORDS
 from tests.unit.eval.tokenizers import PlainTokenizer, embedded_tokenizer
 
 BOTH = pytest.mark.parametrize("split", SPLITS)

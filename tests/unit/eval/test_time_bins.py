@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qm_vllm.eval.datasets import time_bins
-from qm_vllm.eval.datasets.time_bins import TimeBins, top_segments
+from qm_vllm_eval.datasets import time_bins
+from qm_vllm_eval.datasets.time_bins import TimeBins, top_segments
 
 SECONDS = st.floats(0.5, 5000)
 COUNTS = st.integers(1, 3000)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.fixture_media import write_image
-from qm_vllm.eval.datasets.tvqa import Subtitle, open_tvqa, parse_srt
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.fixture_media import write_image
+from qm_vllm_eval.datasets.tvqa import Subtitle, open_tvqa, parse_srt
 
 BBT, MET = "s05e02_seg02_clip_01", "met_s06e22_seg01_clip_02"
 SAID = (Subtitle(1.5, 2.25, "(Ann:) Where is it?"), Subtitle(3661.0, 3662.0, "42 cups"))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.fixtures import write_fixture
-from qm_vllm.eval.datasets.ucf101 import FOLDS, open_ucf101
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.fixtures import write_fixture
+from qm_vllm_eval.datasets.ucf101 import FOLDS, open_ucf101
 
 EYES, HANDS = "ApplyEyeMakeup", "HandstandPushups"
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qm_vllm.eval.datasets.ego4d_nlq import EMPTY_QUERY
-from qm_vllm.eval.datasets.video_features import UnfitError, cut_features
+from qm_vllm_eval.datasets.ego4d_nlq import EMPTY_QUERY
+from qm_vllm_eval.datasets.video_features import UnfitError, cut_features
 from tests.unit.eval.nlq_files import numbered, sound_features, write_nlq
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qm_vllm.eval.datasets import DataSetError
-from qm_vllm.eval.datasets.wikitext import HUB_CONFIG, WIKITEXT, WikiTextRow, open_wikitext
+from qm_vllm_eval.datasets import DataSetError
+from qm_vllm_eval.datasets.wikitext import HUB_CONFIG, WIKITEXT, WikiTextRow, open_wikitext
 from tests.unit.eval.record_files import write_records
 
 LINES = [

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from qm_vllm.cli.embedded import ensure_model
+from qm_vllm.assets.embedded import ensure_model
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,1 @@
+"""Commands of the studies; ``qm-vllm`` shows them where this distribution is installed."""

@@ -1,0 +1,84 @@
+"""``qm-vllm compare``: what KV-memory methods cost and keep, on the same samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qm_vllm.assets import embedded
+from qm_vllm.cli.common import errors, names, numbers, sentences
+from qm_vllm.errors import UserError
+
+EXTRA = "pip install ./eval from a checkout of qm_vllm"
+DEFAULT_METHODS = (
+    "quickmerge,quickmerge-entropy,quickmerge-prefill,truncation,random,even,mean-pool,"
+    "gemfilter-like,specprefill-like,fp8"
+)
+RATIOS = "0.5,0.4167,0.25,0.125,0.0625"
+
+
+def compare(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the results; a stopped run "
+                                      "continues there.")],
+    model: Annotated[
+        str | None, typer.Option(help="Model folder or name; the embedded SmolLM2 if left out.")
+    ] = None,
+    tasks: Annotated[str, typer.Option(help="Names by comma, families too, or all.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="Names by comma, or all; none and plain always run.")
+    ] = DEFAULT_METHODS,
+    ratios: Annotated[str, typer.Option(help="Shares of the prompt to keep, by comma.")] = RATIOS,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each task.")] = 16,
+    length: Annotated[str, typer.Option(help="Tokens of a prompt, by comma.")] = "768,2048",
+    query: Annotated[
+        str, typer.Option(help="Whether methods see the question: visible, blind or both.")
+    ] = "visible",
+    split: Annotated[
+        str, typer.Option(help="Seeds and texts: tune (to choose with) or report.")
+    ] = "report",
+    haystacks: Annotated[
+        str | None, typer.Option(help="Texts to hide things in, by comma; all if left out.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="reference (all methods) or vllm (the plug-in).")
+    ] = "reference",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    block_size: Annotated[
+        int | None,
+        typer.Option(help="Round K to whole KV blocks plus one; 32 with vllm, else 1 (exact)."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    first_sample: Annotated[int, typer.Option(min=0, help="Index of the first sample.")] = 0,
+) -> None:
+    """Measure KV memory against quality, for several methods on the same samples."""
+    with sentences():
+        try:
+            from qm_vllm_eval.study.session import StudyArguments, run_study
+        except ImportError as error:
+            raise UserError(f"{error.name} is missing; install it with {EXTRA}") from error
+        arguments = StudyArguments(
+            out=out,
+            model=str(model or embedded.ensure_model()),
+            model_name=embedded.public_name(model),
+            tasks=names(tasks, "--tasks"),
+            methods=names(methods, "--methods"),
+            ratios=numbers(ratios, "--ratios"),
+            samples=samples,
+            lengths=tuple(int(value) for value in numbers(length, "--length", top=1 << 20)),
+            query=query,
+            split=split,
+            haystacks=names(haystacks, "--haystacks") if haystacks else None,
+            engine=engine,
+            dtype=dtype,
+            block_size=block_size or (32 if engine == "vllm" else 1),
+            threads=threads,
+            first_sample=first_sample,
+        )
+        paths, whole = run_study(arguments)
+        for path in paths:
+            typer.echo(path)
+        if not whole:
+            errors().print("Stopped before the end; the same command goes on from here.")
+            raise typer.Exit(130)

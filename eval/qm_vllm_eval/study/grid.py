@@ -1,0 +1,118 @@
+"""The grid of a study: which samples, methods and ratios, in an order that may stop anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qm_vllm_eval.engines.base import Cell, Engine
+from qm_vllm_eval.methods import Budget, Method
+from qm_vllm_eval.row import Row
+from qm_vllm_eval.sample import Sample, sample_id
+from qm_vllm_eval.tasks import build_sample
+
+
+class Sink(Protocol):
+    """Where rows go, and what is there already."""
+
+    def done(self) -> set[tuple[str, str, float]]:
+        """(sample_id, method, ratio) of rows that need no repetition."""
+
+    def add(self, rows: list[Row]) -> object:
+        """Take finished rows."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to measure.
+
+    Attributes:
+        tasks: names. samples: how many of each. lengths: tokens of a prompt.
+        visible: query modes, True and/or False.
+        ratios: for the methods that have a budget; the others run once.
+        split: "tune" or "report".
+    """
+
+    tasks: tuple[str, ...]
+    methods: tuple[Method, ...]
+    ratios: tuple[float, ...]
+    samples: int
+    lengths: tuple[int, ...]
+    visible: tuple[bool, ...]
+    split: str
+    haystacks: tuple[str, ...]
+    first_sample: int = 0
+
+    def cells(self) -> list[Cell]:
+        """Every method with every ratio that it has."""
+        cells: list[Cell] = []
+        for method in self.methods:
+            if method.budget is Budget.NONE:
+                cells.append((method, 0.0))
+            elif method.budget is Budget.FULL:
+                cells.append((method, 1.0))
+            else:
+                cells += [(method, ratio) for ratio in self.ratios]
+        return cells
+
+    def names(self) -> Iterator[tuple[str, int, int, bool]]:
+        """(task, length, index, visible), all families of one sample index before the next."""
+        for index in range(self.first_sample, self.first_sample + self.samples):
+            for length in self.lengths:
+                for visible in self.visible:
+                    for task in self.tasks:
+                        yield task, length, index, visible
+
+    def size(self) -> int:
+        """Rows of the whole grid."""
+        return len(self.cells()) * sum(1 for _ in self.names())
+
+
+def sample_of(grid: Grid, name: tuple[str, int, int, bool], tokenizer: object) -> Sample:
+    """Build one sample of the grid."""
+    task, length, index, visible = name
+    return build_sample(
+        task, length=length, split=grid.split, index=index, tokenizer=tokenizer,
+        haystacks=grid.haystacks, query_visible=visible,
+    )
+
+
+def run(
+    grid: Grid,
+    engine: Engine,
+    sink: Sink,
+    *,
+    started: Callable[[str], object] = lambda _: None,
+    advanced: Callable[[int, float], object] = lambda rows, cost: None,
+) -> None:
+    """Measure what the sink does not have yet.
+
+    Args:
+        started: called with the id of each sample before it is evaluated.
+        advanced: called with a number of rows that are done and their cost in tokens; rows
+            that were there already cost nothing.
+    """
+    done, every = sink.done(), grid.cells()
+    for name in grid.names():
+        task, length, index, visible = name
+        known = sample_id(task, length, grid.split, index, visible)
+        cells = [cell for cell in every if (known, cell[0].name, cell[1]) not in done]
+        advanced(len(every) - len(cells), 0.0)
+        if not cells:
+            continue
+        started(known)
+        sample = sample_of(grid, name, engine.tokenizer)
+        rows: list[Row] = []
+        try:
+            for part in engine.evaluate(sample, cells):
+                rows += part
+                advanced(len(part), cost(part, sample.length))
+        finally:
+            if rows:
+                sink.add(rows)
+
+
+def cost(rows: Sequence[Row], length: int) -> float:
+    """Rough cost of rows, in prompt tokens."""
+    return float(len(rows) * length)

@@ -1,0 +1,77 @@
+"""Attention kernels of vLLM that run outside its own batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class CpuAttention:
+    """vLLM's CPU kernel over a cache of contiguous blocks.
+
+    Attributes:
+        isa: the instruction set that the kernel would use for the shape.
+    """
+
+    isa: str
+    ops: Any
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, block_size: int, head_size: int) -> CpuAttention:
+        """Raises ImportError or AttributeError where this build has no such kernel."""
+        from vllm import _custom_ops
+        from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+        return cls(_get_attn_isa(dtype, block_size, head_size), _custom_ops)
+
+    def run(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor,
+        *, slots: torch.Tensor, sizes: Sequence[int], bounds: Sequence[int], table: torch.Tensor,
+        scale: float, window: int,
+    ) -> torch.Tensor:
+        """Append rows to the cache and attend, causal, bottom-right aligned.
+
+        Args:
+            query: [C, H, D]. key, value: [C, KVH, D].
+            cache: [blocks, KVH, 2 * block_size, D].
+            slots: of each row. sizes: keys that each prompt has so far.
+            bounds: prompt i has the rows ``[bounds[i], bounds[i + 1])``.
+            table: blocks of each prompt, int32 [prompts, blocks of the longest].
+            window: newest positions that a query sees; -1: all.
+        """
+        key_cache, value_cache = cache.chunk(2, dim=2)
+        scales = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": "auto"}
+        self.ops.cpu_attn_reshape_and_cache(
+            key, value, key_cache, value_cache, slots, self.isa, **scales
+        )
+        lengths = torch.tensor(sizes, dtype=torch.int32)
+        starts = torch.tensor(bounds, dtype=torch.int32)
+        plan = self.ops.cpu_attn_get_scheduler_metadata(
+            num_reqs=len(sizes), num_heads=query.shape[1], num_kv_heads=key.shape[1],
+            head_dim=query.shape[2], seq_lens=lengths, dtype=query.dtype, query_start_loc=starts,
+            causal=True, sliding_window_size=window, isa=self.isa, enable_kv_split=False,
+            dynamic_causal=None, kv_cache_dtype="auto",
+        )
+        out = torch.empty_like(query)
+        self.ops.cpu_attention_with_kv_cache(
+            query=query, key_cache=key_cache, value_cache=value_cache, output=out,
+            query_start_loc=starts, seq_lens=lengths, scale=scale, causal=True,
+            alibi_slopes=None, sliding_window=window, block_table=table, softcap=0,
+            scheduler_metadata=plan, s_aux=None, dynamic_causal=None, **scales,
+        )
+        return out
+
+
+def flash_varlen(head_size: int) -> tuple[Callable[..., torch.Tensor], int | None]:
+    """vLLM's FlashAttention over ragged batches, and its version for this head size.
+
+    Raises ImportError where this build has none.
+    """
+    from vllm.v1.attention.backends.fa_utils import get_flash_attn_version
+    from vllm.vllm_flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func, get_flash_attn_version(head_size=head_size)

@@ -1,0 +1,1 @@
+"""What comes with installed packages: the embedded model, the demo's text, and their cache."""

@@ -1,0 +1,276 @@
+"""Runs decoder layers of the served model over a whole sequence, outside vLLM's batch.
+
+Layer by layer, rows in fixed chunks: only one layer's attention keys are live at a time, and
+chunk bounds do not depend on load, so the same prompt gives bit-identical states.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+
+from qm_vllm.compress import AttentionError, QueryAttention
+from qm_vllm.engine.dense.attention import DenseAttention, choose_backend
+from qm_vllm.engine.dense.taps import AttentionTap, LayerRecord, RotaryTap
+from qm_vllm.engine.upload import upload
+from qm_vllm_patches.decoder import DecoderView
+from qm_vllm_patches.fused_ops import rotary_forward, rotary_table
+from qm_vllm_patches.ranks import gather_rows
+
+AT_ONCE = 32 << 20
+"""Bytes that one call over several heads or layers may make: beyond, there are several calls."""
+
+
+class Stream:
+    """Residual stream between two layers; both tensors [N, D].
+
+    Args:
+        bounds: where the rows hold several prompts, prompt i has ``[bounds[i], bounds[i + 1])``.
+    """
+
+    def __init__(self, states: torch.Tensor, bounds: Sequence[int] | None = None) -> None:
+        self.hidden = states
+        self.bounds = [0, states.shape[0]] if bounds is None else bounds
+        self.places: torch.Tensor | None = None
+        """Positions of the rows of several prompts: [N]."""
+        self.residual: torch.Tensor | None = None
+        self.attention: DenseAttention | None = None
+        """Scratch of the layer that runs; its own, so that streams may alternate."""
+
+    @property
+    def states(self) -> torch.Tensor:
+        """The states that the next layer reads: [N, D]."""
+        return self.hidden if self.residual is None else self.hidden + self.residual
+
+
+class DenseRunner:
+    """Drives :class:`DecoderView` layers."""
+
+    def __init__(
+        self, view: DecoderView, dtype: torch.dtype, device: torch.device, chunk_tokens: int
+    ) -> None:
+        self.view, self.dtype, self.device, self.chunk = view, dtype, device, chunk_tokens
+
+    def embed(self, token_ids: list[int]) -> torch.Tensor:
+        """Token embeddings [N, D] of the served model."""
+        ids = torch.frombuffer(array("q", token_ids), dtype=torch.long)
+        return self.view.embed(upload(ids, self.device))
+
+    def record_for(
+        self, layer: int, bounds: Sequence[int], *, plain_keys: bool, rotated_keys: bool,
+        values: bool, num_queries: int = 0,
+    ) -> LayerRecord:
+        """Empty buffers for what :meth:`run_layer` shall capture of a :class:`Stream`."""
+        attn, num_tokens = self.view.layers[layer].attn, bounds[-1]
+        record = LayerRecord(num_queries)
+
+        def buffer(rows: int, heads: int) -> torch.Tensor:
+            return torch.empty((rows, heads, attn.head_size), dtype=self.dtype, device=self.device)
+
+        if plain_keys:
+            record.plain_keys = buffer(num_tokens, attn.num_kv_heads)
+        if rotated_keys:
+            record.rotated_keys = buffer(num_tokens, attn.num_kv_heads)
+        if values:
+            record.values = buffer(num_tokens, attn.num_kv_heads)
+        if num_queries:
+            rows = sum(min(num_queries, stop - start) for start, stop in pairwise(bounds))
+            record.queries = buffer(rows, attn.num_heads)
+        return record
+
+    def run_layer(
+        self, layer: int, stream: Stream, record: LayerRecord, table: torch.Tensor | None = None
+    ) -> Iterator[int]:
+        """Run one layer over all rows of ``stream``, in place; yields the rows of each chunk.
+
+        Rows sit at positions 0..N-1 of their prompt, or at those of a ``table`` from
+        :meth:`place`. Several prompts are one chunk.
+        """
+        view = self.view.layers[layer]
+        hidden, residual = stream.hidden, stream.residual
+        rest = torch.empty_like(hidden) if residual is None else residual
+        num_tokens, prompts = hidden.shape[0], len(stream.bounds) - 1
+        chunk = self.chunk if prompts == 1 else num_tokens
+        rotary = RotaryTap(
+            rotary_forward(view.rotary, self.device, table), record.plain_keys
+        )
+        if stream.attention is None:
+            first = self.view.layers[0].attn
+            stream.attention = choose_backend(first, self.dtype, self.device)
+        attn = AttentionTap(stream.attention, view.attn, stream.bounds, record)
+        stream.attention.begin(
+            num_tokens, view.sliding_window, record.rotated_keys, record.values, prompts
+        )
+        for start in range(0, num_tokens, chunk):
+            stop = min(start + chunk, num_tokens)
+            rotary.start = attn.start = start
+            positions = self._positions(stream, start, stop)
+            with view.borrowed(attn, rotary):
+                out, added = view.run(
+                    positions, hidden[start:stop], None if residual is None else rest[start:stop]
+                )
+            if start == 0 and stop == num_tokens:
+                stream.hidden, stream.residual = out, added
+                yield num_tokens
+                return
+            # ``added`` may alias the rows of ``hidden``: copy it before they are overwritten.
+            rest[start:stop] = added
+            hidden[start:stop] = out
+            yield stop - start
+        stream.residual = rest
+
+    def _positions(self, stream: Stream, start: int, stop: int) -> torch.Tensor:
+        """Of the rows ``[start, stop)``, each counted from its prompt's first."""
+        if len(stream.bounds) == 2:
+            return torch.arange(start, stop, device=self.device)
+        if stream.places is None:
+            own = [torch.arange(high - low) for low, high in pairwise(stream.bounds)]
+            stream.places = upload(torch.cat(own), self.device)
+        return stream.places[start:stop]
+
+    def place(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """Table for :meth:`run_layer` and :meth:`rotate` that puts rows at these positions [K].
+
+        None where the model's rotary embedding has no plain table of angles, or its layers do
+        not share one.
+        """
+        rotary = [view.rotary for view in self.view.layers]
+        shared = all(one is rotary[0] for one in rotary)
+        return rotary_table(rotary[0], positions) if shared else None
+
+    def can_place(self) -> bool:
+        """Whether kept tokens can stay at their distances, as far as this decoder is injected."""
+        sliding = any(view.sliding_window is not None for view in self.view.layers)
+        return sliding or self.place(torch.zeros(1, dtype=torch.long)) is not None
+
+    def rotate(
+        self, records: list[LayerRecord], kept: torch.Tensor, table: torch.Tensor | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Rows ``kept`` [K] of the plain keys of layers 0, 1, ..., rotated: [K, KVH, D] each.
+
+        They end up at positions 0..K-1, or at the table's. Layers that share their rotary
+        embedding are rotated in one call, as many as :data:`AT_ONCE` allows; their plain keys
+        are let go.
+        """
+        places = torch.arange(kept.shape[0], device=self.device)
+        for first, stop in self._alike(records, kept.shape[0]):
+            plain = [record.plain_keys for record in records[first:stop]]
+            rows = torch.stack([keys[kept] for keys in plain if keys is not None])
+            for record in records[first:stop]:
+                record.plain_keys = None
+            forward = rotary_forward(self.view.layers[first].rotary, self.device, table)
+            flat, _ = forward(places.repeat(stop - first), rows.flatten(0, 1).flatten(1), None)
+            yield from flat.view(rows.shape).unbind()
+
+    def _alike(self, records: list[LayerRecord], rows: int) -> Iterator[tuple[int, int]]:
+        """Runs [first, stop) of layers whose keys one call can rotate."""
+        first = 0
+        for layer in range(1, len(records) + 1):
+            attn, rotary = self.view.layers[first].attn, self.view.layers[first].rotary
+            size = rows * attn.num_kv_heads * attn.head_size * self.dtype.itemsize
+            if (
+                layer == len(records)
+                or self.view.layers[layer].rotary is not rotary
+                or self.view.layers[layer].attn.num_kv_heads != attn.num_kv_heads
+                or (layer + 1 - first) * size > AT_ONCE
+            ):
+                yield first, layer
+                first = layer
+
+    def window_layers(self, depth: int, count: int) -> list[int]:
+        """The last ``count`` layers below ``depth`` whose queries see the whole prompt."""
+        whole = [i for i in range(depth) if self.view.layers[i].sliding_window is None]
+        return whole[-count:]
+
+    def window_attention(self, layer: int, record: LayerRecord) -> QueryAttention:
+        """What the recorded last queries look at, over the heads of this rank."""
+        return QueryAttention.joined(
+            [QueryAttention.of(weights) for weights, _ in self._window(layer, record)]
+        )
+
+    def attention_error(
+        self, layer: int, record: LayerRecord, order: torch.Tensor, sizes: list[int]
+    ) -> AttentionError:
+        """What those queries would miss if only the first tokens of ``order`` stayed.
+
+        Args:
+            order: int64 [N]. sizes: increasing numbers of kept tokens.
+        """
+        assert record.values is not None
+        values = record.values.transpose(0, 1)
+        parts = [
+            AttentionError.of(weights, values[heads], order, sizes)
+            for weights, heads in self._window(layer, record)
+        ]
+        return AttentionError.joined(parts)
+
+    def _window(
+        self, layer: int, record: LayerRecord
+    ) -> Iterator[tuple[torch.Tensor, slice]]:
+        """Softmax weights [H', W, N] of the recorded queries, and the KV heads that they are of.
+
+        As many heads at once as :data:`AT_ONCE` bytes of weights allow, one KV head at least.
+        """
+        assert record.queries is not None
+        assert record.rotated_keys is not None
+        attn = self.view.layers[layer].attn
+        window, num_tokens = record.queries.shape[0], record.rotated_keys.shape[0]
+        queries = record.queries.float() * attn.scale
+        grouped = queries.reshape(window, attn.num_kv_heads, -1, attn.head_size)
+        grouped = grouped.permute(1, 2, 0, 3).reshape(attn.num_kv_heads, -1, attn.head_size)
+        keys = record.rotated_keys.permute(1, 2, 0)
+        future = _future(window, keys.device)
+        step = max(1, AT_ONCE // (4 * grouped.shape[1] * num_tokens))
+        for first in range(0, attn.num_kv_heads, step):
+            heads = slice(first, first + step)
+            logits = torch.bmm(grouped[heads], keys[heads].float())
+            logits = logits.reshape(-1, window, num_tokens)
+            logits[:, :, num_tokens - window :].masked_fill_(future, float("-inf"))
+            yield logits.softmax(-1), heads
+
+
+@lru_cache
+def _future(window: int, device: torch.device) -> torch.Tensor:
+    """Which of the last positions come after which: bool [W, W], made once for a device."""
+    with torch.inference_mode(False):
+        return torch.ones(window, window, dtype=torch.bool, device=device).triu(1)
+
+
+def over_ranks(part: QueryAttention) -> QueryAttention:
+    """The same over the heads of all tensor-parallel ranks, equal on each of them."""
+    own = torch.stack((part.recent, part.question, part.energy))
+    gathered = gather_rows(own)
+    if gathered is own:
+        return part
+    return QueryAttention.joined([QueryAttention(*ranks) for ranks in gathered.split(3)])
+
+
+@torch.inference_mode()
+def self_check(runner: DenseRunner, num_tokens: int = 64) -> str | None:
+    """Run the first layers over a few tokens in two chunkings; the states must agree.
+
+    Returns:
+        None, or a sentence that says what is wrong with the dense pass on this machine.
+    """
+    chunk, states = runner.chunk, []
+    try:
+        for rows in (num_tokens, 24):
+            runner.chunk = rows
+            stream = Stream(runner.embed(list(range(1, num_tokens + 1))))
+            for layer in range(min(2, len(runner.view.layers))):
+                for _ in runner.run_layer(layer, stream, LayerRecord()):
+                    pass
+            states.append(stream.states.float())
+    except Exception as problem:
+        return f"the dense pass fails on this model: {type(problem).__name__}: {problem}"
+    finally:
+        runner.chunk = chunk
+    error = float((states[0] - states[1]).norm() / states[0].norm())
+    limit = 1e-4 if runner.dtype == torch.float32 else 3e-2
+    if not error <= limit:
+        return f"the dense pass depends on its chunk size (relative error {error:.1e})"
+    return None

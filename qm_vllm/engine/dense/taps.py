@@ -1,0 +1,96 @@
+"""Stand-ins for a layer's rotary embedding and attention during a dense pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from qm_vllm.engine.dense.attention import DenseAttention
+
+
+class LayerRecord:
+    """What one layer leaves behind: [N, KVH, D] keys and values, [W, H, D] last queries.
+
+    ``window`` is the number of last queries that were wanted of each prompt.
+    """
+
+    def __init__(self, window: int = 0) -> None:
+        self.plain_keys: torch.Tensor | None = None
+        self.rotated_keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+        self.queries: torch.Tensor | None = None
+        self.window = window
+
+    def split(self, bounds: Sequence[int]) -> list[LayerRecord]:
+        """Each prompt's part, views of this one; ``bounds`` as of :class:`Stream`."""
+        if len(bounds) == 2:
+            return [self]
+        parts, first = [], 0
+        for start, stop in pairwise(bounds):
+            part, last = LayerRecord(self.window), first + min(self.window, stop - start)
+            for name in ("plain_keys", "rotated_keys", "values"):
+                whole = getattr(self, name)
+                setattr(part, name, None if whole is None else whole[start:stop])
+            part.queries = None if self.queries is None else self.queries[first:last]
+            parts.append(part)
+            first = last
+        return parts
+
+
+class RotaryTap(nn.Module):
+    """Applies the layer's rotary embedding and keeps the keys as they were before it."""
+
+    def __init__(self, rotary: Callable[..., Any], keys: torch.Tensor | None) -> None:
+        super().__init__()
+        self.own, self.keys, self.start = [rotary], keys, 0
+
+    def forward(
+        self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.keys is not None:
+            rows = key.shape[0]
+            self.keys[self.start : self.start + rows] = key.reshape(rows, *self.keys.shape[1:])
+        rotated: tuple[torch.Tensor, torch.Tensor] = self.own[0](positions, query, key)
+        return rotated
+
+
+class AttentionTap(nn.Module):
+    """Answers for vLLM's attention layer with dense causal attention over the sequence."""
+
+    def __init__(
+        self, attention: DenseAttention, attn: Any, bounds: Sequence[int], record: LayerRecord
+    ) -> None:
+        super().__init__()
+        self.attention, self.record, self.bounds = attention, record, bounds
+        self.shape = (attn.num_heads, attn.num_kv_heads, attn.head_size)
+        self.start = 0
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+    ) -> torch.Tensor:
+        heads, kv_heads, size = self.shape
+        rows = query.shape[0]
+        query = query.reshape(rows, heads, size)
+        key, value = key.reshape(rows, kv_heads, size), value.reshape(rows, kv_heads, size)
+        if self.record.queries is not None:
+            self._keep_queries(query, self.record.queries)
+        if len(self.bounds) > 2:
+            out = self.attention.attend_prompts(query, key, value, self.bounds)
+        else:
+            out = self.attention.attend(query, key, value, self.start)
+        return out.reshape(rows, heads * size)
+
+    def _keep_queries(self, query: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy what this chunk holds of each prompt's last queries."""
+        stop, filled = self.start + query.shape[0], 0
+        for begin, end in pairwise(self.bounds):
+            first = max(begin, end - self.record.window)
+            low, high = max(first, self.start), min(end, stop)
+            if low < high:
+                place = filled + low - first
+                target[place : place + high - low] = query[low - self.start : high - self.start]
+            filled += end - first

@@ -1,0 +1,248 @@
+"""One prompt's way through the encoder: score, choose, merge, and the KV of what is kept.
+
+Pass 1 runs layers [0, E) over N tokens, pass 2 runs layers [E, L) over K states
+(algorithm: docs/algorithm.md). Work is cut into units, so that a worker can stop after any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from qm_vllm.compress import (
+    AttentionError,
+    Compressed,
+    Evidence,
+    absolute_saliency,
+    choose_budget,
+    finish,
+    keep_order,
+    protected_mask,
+    round_to_blocks,
+    score_tokens,
+    sizes_between,
+    smallest_within,
+)
+from qm_vllm.config import ConfigError
+from qm_vllm.engine.dense.runner import DenseRunner, LayerRecord, Stream, gather_rows
+from qm_vllm.engine.jobs.encoder_pass import Encoded, EncoderPass, gather
+from qm_vllm.engine.jobs.stopwatch import Stopwatch
+from qm_vllm.engine.messages import JobResult, JobSpec
+from qm_vllm.engine.upload import upload
+
+
+class CompressionJob:
+    """Runs one :class:`JobSpec`; :attr:`result` is set when it has ended, well or badly.
+
+    Attributes:
+        encoder: its pass through the layers below E, alone or with others (:func:`share_pass`).
+        artifact: keys and values [K - 1, KVH, D] of every layer, rotated for the K
+            positions that vLLM will count (inject delivery only). The last kept token is left to
+            vLLM, which samples from it.
+    """
+
+    def __init__(self, spec: JobSpec, runner: DenseRunner) -> None:
+        self.spec, self.runner = spec, runner
+        self.encoder, self.index = EncoderPass([spec], runner), 0
+        self.result: JobResult | None = None
+        self.artifact: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._ahead = self._done = 0
+        self._clock = Stopwatch(runner.device)
+        self._positions = spec.config.positions if self.inject else "compact"
+        self._windows: dict[int, LayerRecord] = {}
+        self._error: torch.Tensor | None = None
+        self._units = self._after_encoder()
+
+    @property
+    def inject(self) -> bool:
+        return self.spec.config.delivery == "inject"
+
+    @property
+    def spent(self) -> int:
+        """Rows x layers of work done, from where the others stood when this one began."""
+        own = self.encoder.spent * len(self.spec.token_ids) // max(1, self.encoder.rows)
+        return self._ahead + own + self._done
+
+    def start_level(self, others: Iterable[CompressionJob]) -> None:
+        """Begin where the one of the others stands that had least."""
+        self._ahead = min((other.spent for other in others), default=0)
+
+    def advance(self) -> int:
+        """Do one unit of work. Returns its cost in rows x layers, of all jobs whose pass it is; 0
+        when the job has ended, or when its shared pass failed and it goes on alone."""
+        try:
+            if not self.encoder.done:
+                cost = self._encode()
+                if cost or not self.encoder.done:
+                    return cost
+            cost = next(self._units, 0)
+            self._done += cost
+            return cost
+        except Exception as error:
+            self.artifact = []
+            self.result = JobResult(self.spec.key, error=f"{type(error).__name__}: {error}")
+            return 0
+
+    def _encode(self) -> int:
+        if self.encoder.failed:
+            self.encoder, self.index = EncoderPass([self.spec], self.runner), 0
+        try:
+            return self.encoder.advance()
+        except Exception:
+            if len(self.encoder.specs) == 1:
+                raise
+            return 0
+
+    def _after_encoder(self) -> Iterator[int]:
+        clock, spec, seen = self._clock, self.spec, self.encoder.encoded[self.index]
+        states, evidence, records = seen.states, seen.evidence, seen.records
+        self._windows = seen.windows
+        self.encoder.encoded[self.index] = Encoded(evidence)
+        with clock.phase("saliency"):
+            scores, kept = self._choose(evidence)
+            if spec.kept is not None:
+                kept = upload(torch.tensor(spec.kept), kept.device)
+        with clock.phase("merge"):
+            compressed = finish(states, evidence, scores, kept, spec.config, check=False)
+        del states, seen
+        if self.inject:
+            table = self._table(kept)
+            yield from self._lower_kv(records, kept[:-1], table)
+            yield from self._upper_kv(compressed.states[:-1], table)
+        self.result = self._report(compressed)
+
+    def _choose(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+        spec = self.spec
+        config, rows = spec.config, len(spec.token_ids)
+        protected = protected_mask(config, None, rows, frozenset())
+        protected[spec.special_positions] = True
+        for _, start, stop in spec.turns:
+            protected[start:stop] = True
+        floor = int(protected.sum())
+        scores = score_tokens(evidence, config)
+        order, within = keep_order(scores, upload(protected, scores.device)), None
+        errors: dict[int, torch.Tensor] = {}
+        if config.max_error is not None:
+            sizes = sizes_between(max(1, floor), rows, spec.block_size)
+            found = self._errors(order, sizes)
+            within = smallest_within(found, sizes, config.max_error)
+            errors = dict(zip(sizes, found, strict=True))
+        saliency = None if config.alpha is None else absolute_saliency(evidence)
+        k = choose_budget(config, rows, saliency, floor, within)
+        if spec.block_size is not None:
+            k = round_to_blocks(k, rows, floor, spec.block_size)
+        if config.max_kept is not None and k > config.max_kept:
+            raise ConfigError(
+                f"max_kept={config.max_kept} is too small: {floor} positions are protected and "
+                f"{k} would be kept; raise it or protect fewer"
+            )
+        if self._windows:
+            self._error = errors[k] if k in errors else self._errors(order, [k])[0]
+            for record in self._windows.values():
+                record.rotated_keys = record.queries = None
+            self._windows = {}
+        return scores, order[:k].sort().values
+
+    def _errors(self, order: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        """Relative attention errors [S] if the first tokens of ``order`` stay."""
+        parts = [
+            self.runner.attention_error(layer, record, order, sizes)
+            for layer, record in self._windows.items()
+        ]
+        own = AttentionError.joined(parts)
+        rows = gather_rows(torch.cat((own.lost, own.energy[:, None]), 1))
+        return AttentionError(rows[:, :-1], rows[:, -1]).relative()
+
+    def _table(self, kept: torch.Tensor) -> torch.Tensor | None:
+        """Angles that leave each kept token as far from the prompt's end as it was.
+
+        vLLM goes on from position K - 1; the kept token i sits at kept_i - (N - K), which may
+        be negative.
+        """
+        if self.spec.config.positions == "compact" or len(kept) == len(self.spec.token_ids):
+            return None
+        table = self.runner.place(kept[:-1] - (len(self.spec.token_ids) - len(kept)))
+        if table is None:
+            self._positions = "compact"
+        return table
+
+    def _lower_kv(
+        self, records: list[LayerRecord], kept: torch.Tensor, table: torch.Tensor | None
+    ) -> Iterator[int]:
+        with self._clock.phase("merge"):
+            for keys in self.runner.rotate(records, kept, table):
+                record = records[len(self.artifact)]
+                assert record.values is not None
+                self.artifact.append((keys, record.values[kept]))
+                record.values = None
+        yield len(kept)
+
+    def _upper_kv(
+        self, states: torch.Tensor, table: torch.Tensor | None
+    ) -> Iterator[int]:
+        stream = Stream(states)
+        for layer in range(self.spec.encoder_layers, len(self.runner.view.layers)):
+            record = self.runner.record_for(
+                layer, stream.bounds, plain_keys=False, rotated_keys=True, values=True
+            )
+            units = self.runner.run_layer(layer, stream, record, table)
+            yield from self._clock.timed("upper", units)
+            assert record.rotated_keys is not None
+            assert record.values is not None
+            self.artifact.append((record.rotated_keys, record.values))
+
+    def _report(self, compressed: Compressed) -> JobResult:
+        kept, (finite, *measured) = self._read(compressed)
+        if not finite:
+            raise ValueError("scores must be finite; check the states for NaN or infinity")
+        seconds = self._seconds()
+        names = ("gamma", "retained_norm", "reconstruction_error", "attention_error")
+        figures = {
+            "encoder_layers": self.spec.encoder_layers,
+            "saliency": self.spec.config.effective_saliency,
+            "positions": self._positions,
+            **dict(zip(names, measured, strict=False)),
+            "seconds": sum(seconds.values()),
+            **{f"seconds_{name}": seconds.get(name, 0.0)
+               for name in ("encoder", "saliency", "merge", "upper")},
+        }
+        details = None
+        if self.spec.config.details:
+            details = {
+                "kept_indices": kept,
+                "scores": [round(s, 4) for s in compressed.scores.tolist()],
+                "groups": compressed.groups.tolist(),
+            }
+        return JobResult(self.spec.key, kept, figures, details)
+
+    def _seconds(self) -> dict[str, float]:
+        """By phase; of a shared pass, this prompt's part of the rows."""
+        seconds, share = self._clock.seconds(), self.encoder.share(self.index)
+        for name, spent in self.encoder.clock.seconds().items():
+            seconds[name] = seconds.get(name, 0.0) + share * spent
+        return seconds
+
+    def _read(self, compressed: Compressed) -> tuple[list[int], list[float]]:
+        """Kept positions; whether all scores are finite, and the figures. All that the host
+        reads of a job, in one go at its end, so that it never waits for the device before."""
+        parts = [torch.isfinite(compressed.scores).all()[None], compressed.measures]
+        if self._error is not None:
+            parts.append(self._error[None])
+        device = compressed.kept.device
+        row = torch.cat([part.to(device, torch.float64) for part in (*parts, compressed.kept)])
+        found, start = row.tolist(), row.shape[0] - compressed.num_kept
+        return [int(position) for position in found[start:]], found[:start]
+
+
+def share_pass(jobs: Sequence[CompressionJob], rows: int) -> None:
+    """Let jobs that have not begun go through the encoder together, at most so many rows at once.
+
+    Which ones is decided by their order and sizes alone: equal on all tensor-parallel ranks.
+    """
+    waiting = [job for job in jobs if not job.encoder.begun]
+    specs = [job.spec for job in waiting]
+    for group in gather(specs, rows):
+        shared = EncoderPass([specs[member] for member in group], waiting[group[0]].runner)
+        for index, member in enumerate(group):
+            waiting[member].encoder, waiting[member].index = shared, index

@@ -1,0 +1,157 @@
+"""Pass 1: the encoder's layers over one prompt, or over several short ones at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+
+import torch
+
+from qm_vllm.compress import Evidence, QueryAttention, needs, row_norms
+from qm_vllm.engine.dense.runner import DenseRunner, Stream, over_ranks
+from qm_vllm.engine.dense.taps import LayerRecord
+from qm_vllm.engine.jobs.stopwatch import Stopwatch
+from qm_vllm.engine.messages import JobSpec
+from qm_vllm.layers import WINDOW_QUERIES, window_layers
+
+
+@dataclass
+class Encoded:
+    """What the pass leaves of one prompt.
+
+    Attributes:
+        states: [N, D] at the encoder's exit; set when the pass has ended.
+        records: of each layer below E.
+        windows: those of the layers whose attention was read, by layer.
+    """
+
+    evidence: Evidence
+    records: list[LayerRecord] = field(default_factory=list)
+    windows: dict[int, LayerRecord] = field(default_factory=dict)
+    states: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+class EncoderPass:
+    """Runs layers [0, E) in units of one layer and chunk.
+
+    Several prompts lie one after the other in one chunk and attend to themselves alone. Rounding
+    may then differ from that of each prompt's own pass: a matrix product of other height.
+
+    Attributes:
+        encoded: of each spec, in their order.
+        spent: rows x layers of work done, over all prompts.
+        clock: seconds of the whole pass.
+        begun, done: whether a unit has run, and whether all have.
+        failed: a unit raised; nothing here may be used.
+    """
+
+    def __init__(self, specs: Sequence[JobSpec], runner: DenseRunner) -> None:
+        self.specs, self.runner = specs, runner
+        self.encoded = [Encoded(Evidence(len(spec.token_ids))) for spec in specs]
+        self.clock = Stopwatch(runner.device)
+        self.spent, self.begun, self.done, self.failed = 0, False, False, False
+        self._bounds = [0, *accumulate(len(spec.token_ids) for spec in specs)]
+        self._units = self._run()
+
+    @property
+    def rows(self) -> int:
+        """Tokens of all prompts."""
+        return self._bounds[-1]
+
+    def share(self, index: int) -> float:
+        """The prompt's part of the pass's rows."""
+        return len(self.specs[index].token_ids) / self.rows
+
+    def advance(self) -> int:
+        """Do one unit of work. Returns its cost in rows x layers; 0 when the pass has ended."""
+        self.begun = True
+        try:
+            cost = next(self._units, 0)
+        except Exception:
+            self.failed = True
+            raise
+        self.spent += cost
+        self.done = cost == 0
+        return cost
+
+    def _run(self) -> Iterator[int]:
+        runner, clock, first = self.runner, self.clock, self.specs[0]
+        depth, inject = first.encoder_layers, first.config.delivery == "inject"
+        with clock.phase("encoder"):
+            ids = [token for spec in self.specs for token in spec.token_ids]
+            stream = Stream(runner.embed(ids), self._bounds)
+        if depth == 0:
+            yield from self._score(stream)
+        windows: list[int] = []
+        if "attention" in needs(first.config):
+            count = window_layers(first.config, len(runner.view.layers))
+            windows = runner.window_layers(depth, count)
+        for layer in range(depth):
+            if layer in range(*first.score_layers):
+                yield from self._score(stream)
+            window = layer in windows
+            record = runner.record_for(
+                layer, self._bounds, plain_keys=inject, rotated_keys=window,
+                values=inject or window, num_queries=WINDOW_QUERIES if window else 0,
+            )
+            yield from self.clock.timed("encoder", runner.run_layer(layer, stream, record))
+            self._keep(layer, record, window=window)
+        with clock.phase("saliency"):
+            for one in self.encoded if windows else ():
+                one.evidence.attention = [
+                    over_ranks(QueryAttention.joined(one.evidence.attention))
+                ]
+            for one, states in zip(self.encoded, self._own(stream.states), strict=True):
+                one.states, one.evidence.norms = states, row_norms(states)
+
+    def _score(self, stream: Stream) -> Iterator[int]:
+        config = self.specs[0].config
+        wanted = needs(config)
+        if not wanted & {"entropy", "incoming"}:
+            return
+        for one, states in zip(self.encoded, self._own(stream.states), strict=True):
+            with self.clock.phase("saliency"):
+                one.evidence.observe_layer(states, config.logit_scale, wanted)
+            yield states.shape[0]
+
+    def _own(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        """Each prompt's rows."""
+        return [rows[start:stop] for start, stop in pairwise(self._bounds)]
+
+    def _keep(self, layer: int, record: LayerRecord, *, window: bool) -> None:
+        for one, own in zip(self.encoded, record.split(self._bounds), strict=True):
+            one.records.append(own)
+            if window:
+                with self.clock.phase("saliency"):
+                    one.evidence.attention.append(self.runner.window_attention(layer, own))
+                one.windows[layer] = own
+
+
+def alike(one: JobSpec, other: JobSpec) -> bool:
+    """Whether two prompts can go through one pass: it captures the same of both."""
+    def captured(spec: JobSpec) -> tuple[object, ...]:
+        config = spec.config
+        return (
+            spec.encoder_layers, spec.score_layers, needs(config), config.delivery,
+            config.window_layers, config.logit_scale,
+        )
+
+    return captured(one) == captured(other)
+
+
+def gather(specs: Sequence[JobSpec], rows: int) -> list[list[int]]:
+    """Which prompts go together: indices, in order of arrival, at most so many rows a group.
+
+    A longer prompt stays alone.
+    """
+    groups: list[list[int]] = []
+    for index, spec in enumerate(specs):
+        for group in groups:
+            size = sum(len(specs[member].token_ids) for member in group)
+            if size + len(spec.token_ids) <= rows and alike(specs[group[0]], spec):
+                group.append(index)
+                break
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,45 @@
+"""One INFO line a minute about what the plug-in did; none while nothing happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from qm_vllm.engine.metrics import QuickMergeStats
+from qm_vllm_patches.log import get_logger
+
+logger = get_logger(__name__)
+
+
+class MinuteLine:
+    """Adds up what is observed and logs it.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    SECONDS = 60.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.since = clock, clock()
+        self.seen: QuickMergeStats | None = None
+
+    def observe(self, stats: QuickMergeStats | None) -> None:
+        """Take one step's counts (None: nothing), and log if a minute has passed."""
+        if stats is not None:
+            self.seen = stats if self.seen is None else self.seen.aggregate(stats)
+        now = self.clock()
+        if now - self.since < self.SECONDS or self.seen is None:
+            return
+        figures = ", ".join(f"{name} {value:,}" for name, value in self.seen.reduce().items())
+        levels = ", ".join(
+            f"{name.replace('_', ' ')} {value}"
+            for name, value in self.seen.data.get("gauges", {}).items()
+        )
+        reasons = self.seen.data.get("fallbacks", {})
+        why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+        logger.info(
+            "qm_vllm: last %.0f s: %s%s%s", now - self.since, figures,
+            f"; untouched because: {why}" if why else "", f"; now {levels}" if levels else "",
+        )
+        self.since, self.seen = now, None
