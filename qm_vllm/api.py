@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 from qm_vllm.config import QuickMergeConfig
+from qm_vllm.reports import REPORT_KEY
 
 CONNECTOR_MODULE = "qm_vllm.engine.connector"
 CONNECTOR_NAME = "QuickMergeConnector"
 WORKER_CLASS = "qm_vllm.engine.worker.QuickMergeWorker"
 MIDDLEWARE = "qm_vllm.http_options.RefuseBadOptions"
-CONFIG_KEY = "quickmerge"
+CONFIG_KEY = REPORT_KEY
 
 
 def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:

@@ -125,8 +125,10 @@ class QuickMergeConfig:
     longer prompt passes untouched. None: max_model_len. Tokens, >= 2."""
     max_live_jobs: int = 4
     """Jobs whose states or KV may be held in worker memory at once. >= 1."""
-    memo_entries: int = 1024
-    """Remembered results, so that a repeated prompt can use vLLM's prefix cache. >= 0."""
+    memo_bytes: int = 64 << 20
+    """Bytes of remembered results, so that a repeated prompt can use vLLM's prefix cache."""
+    job_memory_share: float = 0.1
+    """Largest share of the KV cache's memory set aside for the states of running jobs."""
 
     REQUEST_FIELDS: ClassVar[frozenset[str]] = frozenset({
         "enabled", "min_tokens", "ratio", "max_kept", "alpha", "min_kept", "protect_first",
@@ -144,7 +146,7 @@ class QuickMergeConfig:
             object.__setattr__(self, name, boolean(name, getattr(self, name)))
         for name, low in (
             ("min_tokens", 2), ("min_kept", 1), ("protect_first", 0), ("protect_last", 1),
-            ("encoder_chunk_tokens", 16), ("max_live_jobs", 1), ("memo_entries", 0),
+            ("encoder_chunk_tokens", 16), ("max_live_jobs", 1), ("memo_bytes", 0),
         ):
             object.__setattr__(self, name, integer(name, getattr(self, name), low))
         for name in ("max_kept", "encoder_layers", "window_layers"):
@@ -255,7 +257,7 @@ class QuickMergeConfig:
         """Hash of every field that can change which tokens are kept or their KV."""
         values = self.to_dict()
         for name in (
-            "enabled", "min_tokens", "max_live_jobs", "max_source_tokens", "memo_entries",
+            "enabled", "min_tokens", "max_live_jobs", "max_source_tokens", "memo_bytes", "job_memory_share",
             "calibration",
         ):
             del values[name]

@@ -53,23 +53,16 @@ class LayerView:
     Attributes:
         block: holds the attention layer and its rotary embedding; both are replaced for the moment
             of a dense pass (:meth:`borrowed`).
+        module, rotary: these two, as vLLM made them.
         fused: modules that answer with the given forward for that moment.
     """
 
     run: Callable[..., tuple[torch.Tensor, torch.Tensor]]
     block: nn.Module
     attn: AttentionShape
+    module: Any
+    rotary: Any
     fused: list[tuple[Any, Callable[..., Any]]] = field(default_factory=list)
-
-    @property
-    def module(self) -> Any:
-        """vLLM's attention layer."""
-        return self.block.attn
-
-    @property
-    def rotary(self) -> Any:
-        """vLLM's rotary embedding of the layer."""
-        return self.block.rotary_emb
 
     @property
     def sliding_window(self) -> int | None:
@@ -137,9 +130,10 @@ def sequential_view(model: Any, *, sliding: bool = False) -> DecoderView:
             raise UnsupportedDecoder("dual chunk attention is not supported")
         if getattr(layer, "ada_rms_norm_t_cond", None) is not None:
             raise UnsupportedDecoder("time-conditioned norms are not supported")
-        layers.append(
-            LayerView(layer.forward, block, AttentionShape.of(block.attn), fused_forwards(layer))
-        )
+        layers.append(LayerView(
+            layer.forward, block, AttentionShape.of(block.attn), block.attn, block.rotary_emb,
+            fused_forwards(layer),
+        ))
     return DecoderView(model.embed_input_ids, layers)
 
 

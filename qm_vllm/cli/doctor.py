@@ -96,16 +96,16 @@ def _torch() -> list[Row]:
 
 def _vllm() -> list[Row]:
     try:
-        from qm_vllm.engine import compat
+        from qm_vllm_patches import checks
 
-        findings = compat.check()
+        findings = checks.check()
     except ImportError as error:
         detail = (
             f"cannot be imported ({error}); install the project with its cuda extra on a CUDA "
             "machine, else with its cpu extra"
         )
         return [Row("vLLM", "vLLM", BAD, detail)]
-    missing = ", ".join(name.rpartition(".")[2] for name in compat.missing_optional())
+    missing = ", ".join(name.rpartition(".")[2] for name in checks.missing_optional())
     detail = f"not on this machine: {missing}" if missing else "all kernels found"
     return [
         *(Row("vLLM", f.name, OK if f.ok else BAD, f.detail) for f in findings),

@@ -1,14 +1,9 @@
-"""What travels between the scheduler side and the worker side of the connector, per step."""
+"""What travels between the scheduler side and the worker side, per step: plain values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
-
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    KVConnectorMetadata,
-    KVConnectorWorkerMetadata,
-)
 
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.turns import Turn
@@ -16,48 +11,59 @@ from qm_vllm.turns import Turn
 
 @dataclass(frozen=True)
 class JobSpec:
-    """One prompt to compress; equal keys mean equal results."""
+    """One prompt to compress.
 
+    Attributes:
+        id: of this run alone. Results are matched by it, so that what an aborted or outdated run
+            found is never taken for that of an equal one.
+        key: equal keys mean equal results.
+        encoder_layers: E. 0: score the token embeddings (a decoder without an adapter, prefill
+            delivery).
+        block_size: K is rounded to a multiple of this plus one; None: not rounded.
+        turns: of a conversation, that stay whole.
+        kept: what the job kept the first time, if it runs again and must keep the same.
+        blocks: of the KV cache, which are the job's alone until its result is delivered: one for
+            each block_size tokens of the prompt. Empty for the prefill delivery.
+    """
+
+    id: int
     key: str
     token_ids: list[int]
     config: QuickMergeConfig
     encoder_layers: int
-    """E. 0: score the token embeddings (a decoder without an adapter, prefill delivery)."""
     score_layers: tuple[int, int]
     special_positions: list[int]
     block_size: int | None
-    """K is rounded to a multiple of this plus one; None: not rounded."""
     turns: tuple[Turn, ...] = ()
-    """Turns of a conversation that stay whole."""
     kept: tuple[int, ...] | None = None
-    """What the job kept the first time, if it runs again and must keep the same."""
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class LoadSpec:
-    """Write artefact rows ``[start, stop)`` of a job into a request's blocks."""
+class BlockCopy:
+    """Whole blocks of a finished job that go into a request's own blocks."""
 
     request_id: str
-    key: str
-    block_ids: list[int]
-    start: int
-    stop: int
+    sources: list[int]
+    targets: list[int]
 
 
 @dataclass
-class QuickMergeMetadata(KVConnectorMetadata):
-    """Scheduler side to worker side. ``releases`` are applied after ``loads``."""
+class StepMessage:
+    """Scheduler side to worker side.
+
+    Copies are made before the step's forward, releases come before new jobs, which run after it.
+    """
 
     jobs: list[JobSpec] = field(default_factory=list)
-    loads: list[LoadSpec] = field(default_factory=list)
-    releases: list[str] = field(default_factory=list)
+    copies: list[BlockCopy] = field(default_factory=list)
+    releases: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class JobResult:
     """What a job found: kept source positions (ascending) and figures, or an error."""
 
-    key: str
     kept: list[int] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] | None = None
@@ -65,20 +71,27 @@ class JobResult:
 
 
 @dataclass
-class QuickMergeWorkerMetadata(KVConnectorWorkerMetadata):
-    """Worker side to scheduler side: finished jobs by key, and how many jobs are held."""
+class WorkerMessage:
+    """Worker side to scheduler side: results by the job's id, and how many jobs are held."""
 
-    results: dict[str, JobResult] = field(default_factory=dict)
+    results: dict[int, JobResult] = field(default_factory=dict)
     held: int = 0
 
-    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
-        """Tensor-parallel ranks run the same jobs; any failure or difference is an error."""
-        assert isinstance(other, QuickMergeWorkerMetadata)
-        merged = dict(self.results)
-        for key, theirs in other.results.items():
-            ours = merged.get(key)
+    def merged(self, other: WorkerMessage) -> WorkerMessage:
+        """What two tensor-parallel ranks say together: any failure or difference is an error."""
+        results = dict(self.results)
+        for job, theirs in other.results.items():
+            ours = results.get(job)
             if ours is None or theirs.error:
-                merged[key] = theirs
+                results[job] = theirs
             elif not ours.error and ours.kept != theirs.kept:
-                merged[key] = JobResult(key, error="tensor-parallel ranks kept different tokens")
-        return QuickMergeWorkerMetadata(merged, max(self.held, other.held))
+                results[job] = JobResult(error="tensor-parallel ranks kept different tokens")
+        return WorkerMessage(results, max(self.held, other.held))
+
+
+@dataclass(frozen=True)
+class WorkerStart:
+    """What a worker says once: bytes that running jobs may hold, and why layers cannot be run."""
+
+    job_bytes: int
+    problem: str | None

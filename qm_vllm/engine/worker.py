@@ -5,88 +5,64 @@ The class is made on first access, on top of whichever worker vLLM would have ch
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from qm_vllm_patches.log import get_logger
+from qm_vllm_patches.settings import EngineSettings
+from qm_vllm_patches.worker import WorkerHooks, worker_class
 
 logger = get_logger(__name__)
 
-WORKER_BASES = {
-    "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
-    "cuda": "vllm.v1.worker.gpu_worker.Worker",
-    "rocm": "vllm.v1.worker.gpu_worker.Worker",
-    "xpu": "vllm.v1.worker.xpu_worker.XPUWorker",
-}
 
+class QuickMergeWorkerMixin(WorkerHooks):
+    """Sets memory aside for jobs, and attaches the model."""
 
-class QuickMergeWorkerMixin:
-    """Overrides two public steps of the worker's start-up."""
+    _job_bytes = 0
 
-    def determine_available_memory(self) -> int:
-        """KV-cache bytes, less the scratch of our jobs where device memory is profiled."""
-        available: int = super().determine_available_memory()  # type: ignore[misc]
-        config: Any = self.vllm_config  # type: ignore[attr-defined]
-        explicit = config.cache_config.kv_cache_memory_bytes is not None
-        tokens, needed = _scratch(config)
-        taken = self.device.type != "cpu" and not explicit  # type: ignore[attr-defined]
+    def memory_to_keep(self, settings: EngineSettings, available: int, *, profiled: bool) -> int:
+        """A share of the KV cache's memory; beside it where nobody measured what is free."""
+        from qm_vllm.engine.connector import configured
+        from qm_vllm.engine.facts import decoder_shape
+        from qm_vllm.engine.memory import job_bytes, memory_to_keep
+
+        config, shape = configured(settings), decoder_shape(settings)
+        longest = min(settings.max_model_len, config.max_source_tokens or settings.max_model_len)
+        if profiled:
+            self._job_bytes = memory_to_keep(
+                config, shape, available, longest=longest, block_size=settings.block_size
+            )
+        else:  # the KV cache was given its size, so this is not taken from it
+            share = int(config.job_memory_share * available)
+            self._job_bytes = min(job_bytes(config, shape, longest), share)
         logger.info(
-            "qm_vllm: compression jobs hold at most %s source tokens (max_source_tokens) and "
-            "%.1f MiB at once, %s", f"{tokens:,}", needed / 2**20,
-            "which are taken from the KV cache" if taken else "beside the KV cache",
+            "qm_vllm: compression jobs hold at most %.1f MiB at once, %s", self._job_bytes / 2**20,
+            "which are taken from the KV cache" if profiled else "beside the KV cache",
         )
-        return max(0, available - needed) if taken else available
+        return self._job_bytes if profiled else 0
 
-    def initialize_from_config(self, kv_cache_config: Any) -> None:
-        super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
-        from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+    def model_loaded(
+        self, connector: Any, settings: EngineSettings, model: Any, device: Any
+    ) -> None:
+        """Hand the model to our connector.
 
+        Raises:
+            RuntimeError: the engine has another connector, under which ours would be idle.
+        """
         from qm_vllm.engine.connector import QuickMergeConnector
 
-        if not has_kv_transfer_group():
-            return
-        connector = get_kv_transfer_group()
-        if isinstance(connector, QuickMergeConnector):
-            config: Any = self.vllm_config.model_config  # type: ignore[attr-defined]
-            model = self.model_runner.get_model()  # type: ignore[attr-defined]
-            connector.worker_side.attach_model(model, config.dtype, self.device)  # type: ignore[attr-defined]
-
-
-def _scratch(config: Any) -> tuple[int, int]:
-    """Source tokens that may be in the encoder at once, and the bytes that jobs then take."""
-    from qm_vllm.api import CONFIG_KEY
-    from qm_vllm.calibration import calibrated
-    from qm_vllm.config import QuickMergeConfig
-    from qm_vllm.engine.scratch_memory import DecoderShape, scratch_bytes
-
-    options = config.kv_transfer_config.kv_connector_extra_config.get(CONFIG_KEY, {})
-    model, parallel = config.model_config, config.parallel_config
-    shape = DecoderShape(
-        hidden_size=model.get_hidden_size(),
-        num_layers=model.get_num_layers(parallel),
-        num_kv_heads=model.get_num_kv_heads(parallel),
-        head_size=model.get_head_size(),
-        bytes_per_value=model.dtype.itemsize,
-    )
-    chosen = calibrated(QuickMergeConfig.from_dict(options), model.hf_text_config)
-    tokens = chosen.max_source_tokens or model.max_model_len
-    return tokens, scratch_bytes(chosen, shape, tokens)
+        if not isinstance(connector, QuickMergeConnector):
+            raise RuntimeError(
+                f"qm_vllm's worker class needs QuickMergeConnector as the engine's KV connector, "
+                f"not {type(connector).__name__}: inside another connector it would be idle. Start "
+                "with engine_args() alone, or leave worker_cls out"
+            )
+        connector.worker_side.job_bytes = self._job_bytes
+        connector.worker_side.attach_model(model, settings.dtype, device)
 
 
 def __getattr__(name: str) -> Any:
     if name != "QuickMergeWorker":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from vllm.platforms import current_platform
-
-    kind = current_platform.device_type
-    if current_platform.is_rocm():
-        kind = "rocm"
-    if kind not in WORKER_BASES:
-        raise RuntimeError(
-            f"qm_vllm has no worker for platform {kind!r}; supported: {', '.join(WORKER_BASES)}"
-        )
-    module, _, base_name = WORKER_BASES[kind].rpartition(".")
-    base = getattr(importlib.import_module(module), base_name)
-    worker = type("QuickMergeWorker", (QuickMergeWorkerMixin, base), {"__module__": __name__})
+    worker = worker_class(name, QuickMergeWorkerMixin, __name__)
     globals()[name] = worker
     return worker

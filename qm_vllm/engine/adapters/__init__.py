@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from qm_vllm.engine.adapters import gemma, llama, qwen
-from qm_vllm_patches.decoder import DecoderView, UnsupportedDecoder
+from qm_vllm_patches.decoder import DecoderView, UnsupportedDecoder, embedding_view
 
 FAMILIES: dict[str, Callable[[Any], DecoderView]] = {
     **dict.fromkeys(llama.ARCHITECTURES, llama.view),
@@ -18,7 +18,14 @@ PREFILL_ONLY = frozenset(gemma.ARCHITECTURES)
 """Families that can be scored but not injected: a sliding window counts positions, and kept
 tokens are fewer than the positions that they span."""
 
-__all__ = ["FAMILIES", "PREFILL_ONLY", "DecoderView", "UnsupportedDecoder", "view_decoder"]
+__all__ = [
+    "FAMILIES",
+    "PREFILL_ONLY",
+    "DecoderView",
+    "UnsupportedDecoder",
+    "embedding_view",
+    "view_decoder",
+]
 
 
 def view_decoder(model: Any) -> DecoderView:

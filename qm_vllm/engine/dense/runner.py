@@ -15,36 +15,32 @@ import torch
 
 from qm_vllm.compress import AttentionError, QueryAttention
 from qm_vllm.engine.dense.attention import DenseAttention, choose_backend
-from qm_vllm.engine.dense.taps import AttentionTap, LayerRecord, RotaryTap
+from qm_vllm.engine.dense.taps import AttentionTap, LayerRecord, RotaryTap, Sink
 from qm_vllm.engine.upload import upload
 from qm_vllm_patches.decoder import DecoderView
 from qm_vllm_patches.fused_ops import rotary_forward, rotary_table
-from qm_vllm_patches.ranks import gather_rows
 
 AT_ONCE = 32 << 20
 """Bytes that one call over several heads or layers may make: beyond, there are several calls."""
 
 
 class Stream:
-    """Residual stream between two layers; both tensors [N, D].
+    """States between two layers: [N, D].
+
+    Residual and hidden part of vLLM's layers are added up after each, which is what the next layer
+    would begin with: one tensor of N rows instead of two.
 
     Args:
         bounds: where the rows hold several prompts, prompt i has ``[bounds[i], bounds[i + 1])``.
     """
 
     def __init__(self, states: torch.Tensor, bounds: Sequence[int] | None = None) -> None:
-        self.hidden = states
+        self.states = states
         self.bounds = [0, states.shape[0]] if bounds is None else bounds
         self.places: torch.Tensor | None = None
         """Positions of the rows of several prompts: [N]."""
-        self.residual: torch.Tensor | None = None
         self.attention: DenseAttention | None = None
         """Scratch of the layer that runs; its own, so that streams may alternate."""
-
-    @property
-    def states(self) -> torch.Tensor:
-        """The states that the next layer reads: [N, D]."""
-        return self.hidden if self.residual is None else self.hidden + self.residual
 
 
 class DenseRunner:
@@ -61,18 +57,16 @@ class DenseRunner:
         return self.view.embed(upload(ids, self.device))
 
     def record_for(
-        self, layer: int, bounds: Sequence[int], *, plain_keys: bool, rotated_keys: bool,
-        values: bool, num_queries: int = 0,
+        self, layer: int, bounds: Sequence[int], *, rotated_keys: bool = False,
+        values: bool = False, num_queries: int = 0, sink: Sink | None = None,
     ) -> LayerRecord:
         """Empty buffers for what :meth:`run_layer` shall capture of a :class:`Stream`."""
         attn, num_tokens = self.view.layers[layer].attn, bounds[-1]
-        record = LayerRecord(num_queries)
+        record = LayerRecord(num_queries, sink)
 
         def buffer(rows: int, heads: int) -> torch.Tensor:
             return torch.empty((rows, heads, attn.head_size), dtype=self.dtype, device=self.device)
 
-        if plain_keys:
-            record.plain_keys = buffer(num_tokens, attn.num_kv_heads)
         if rotated_keys:
             record.rotated_keys = buffer(num_tokens, attn.num_kv_heads)
         if values:
@@ -90,38 +84,30 @@ class DenseRunner:
         Rows sit at positions 0..N-1 of their prompt, or at those of a ``table`` from
         :meth:`place`. Several prompts are one chunk.
         """
-        view = self.view.layers[layer]
-        hidden, residual = stream.hidden, stream.residual
-        rest = torch.empty_like(hidden) if residual is None else residual
-        num_tokens, prompts = hidden.shape[0], len(stream.bounds) - 1
+        view, states = self.view.layers[layer], stream.states
+        num_tokens, prompts = states.shape[0], len(stream.bounds) - 1
         chunk = self.chunk if prompts == 1 else num_tokens
         rotary = RotaryTap(
-            rotary_forward(view.rotary, self.device, table), record.plain_keys
+            rotary_forward(view.rotary, self.device, table), keep=record.sink is not None
         )
         if stream.attention is None:
             first = self.view.layers[0].attn
             stream.attention = choose_backend(first, self.dtype, self.device)
-        attn = AttentionTap(stream.attention, view.attn, stream.bounds, record)
+        attn = AttentionTap(stream.attention, view.attn, stream.bounds, record, rotary)
         stream.attention.begin(
             num_tokens, view.sliding_window, record.rotated_keys, record.values, prompts
         )
         for start in range(0, num_tokens, chunk):
             stop = min(start + chunk, num_tokens)
-            rotary.start = attn.start = start
+            attn.start = start
             positions = self._positions(stream, start, stop)
             with view.borrowed(attn, rotary):
-                out, added = view.run(
-                    positions, hidden[start:stop], None if residual is None else rest[start:stop]
-                )
-            if start == 0 and stop == num_tokens:
-                stream.hidden, stream.residual = out, added
-                yield num_tokens
-                return
-            # ``added`` may alias the rows of ``hidden``: copy it before they are overwritten.
-            rest[start:stop] = added
-            hidden[start:stop] = out
+                out, added = view.run(positions, states[start:stop], None)
+            if attn.failure is not None:
+                raise attn.failure
+            # ``added`` may alias these rows, which is no matter: each is read before it is written.
+            torch.add(out, added, out=states[start:stop])
             yield stop - start
-        stream.residual = rest
 
     def _positions(self, stream: Stream, start: int, stop: int) -> torch.Tensor:
         """Of the rows ``[start, stop)``, each counted from its prompt's first."""
@@ -148,38 +134,13 @@ class DenseRunner:
         return sliding or self.place(torch.zeros(1, dtype=torch.long)) is not None
 
     def rotate(
-        self, records: list[LayerRecord], kept: torch.Tensor, table: torch.Tensor | None = None
-    ) -> Iterator[torch.Tensor]:
-        """Rows ``kept`` [K] of the plain keys of layers 0, 1, ..., rotated: [K, KVH, D] each.
-
-        They end up at positions 0..K-1, or at the table's. Layers that share their rotary
-        embedding are rotated in one call, as many as :data:`AT_ONCE` allows; their plain keys
-        are let go.
-        """
-        places = torch.arange(kept.shape[0], device=self.device)
-        for first, stop in self._alike(records, kept.shape[0]):
-            plain = [record.plain_keys for record in records[first:stop]]
-            rows = torch.stack([keys[kept] for keys in plain if keys is not None])
-            for record in records[first:stop]:
-                record.plain_keys = None
-            forward = rotary_forward(self.view.layers[first].rotary, self.device, table)
-            flat, _ = forward(places.repeat(stop - first), rows.flatten(0, 1).flatten(1), None)
-            yield from flat.view(rows.shape).unbind()
-
-    def _alike(self, records: list[LayerRecord], rows: int) -> Iterator[tuple[int, int]]:
-        """Runs [first, stop) of layers whose keys one call can rotate."""
-        first = 0
-        for layer in range(1, len(records) + 1):
-            attn, rotary = self.view.layers[first].attn, self.view.layers[first].rotary
-            size = rows * attn.num_kv_heads * attn.head_size * self.dtype.itemsize
-            if (
-                layer == len(records)
-                or self.view.layers[layer].rotary is not rotary
-                or self.view.layers[layer].attn.num_kv_heads != attn.num_kv_heads
-                or (layer + 1 - first) * size > AT_ONCE
-            ):
-                yield first, layer
-                first = layer
+        self, layer: int, keys: torch.Tensor, table: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Keys [R, KVH, D] of one layer, rotated: to positions 0..R-1, or to the table's."""
+        places = torch.arange(keys.shape[0], device=self.device)
+        forward = rotary_forward(self.view.layers[layer].rotary, self.device, table)
+        rotated, _ = forward(places, keys.flatten(1).clone(), None)
+        return rotated.view(keys.shape)  # type: ignore[no-any-return]
 
     def window_layers(self, depth: int, count: int) -> list[int]:
         """The last ``count`` layers below ``depth`` whose queries see the whole prompt."""
@@ -238,15 +199,6 @@ def _future(window: int, device: torch.device) -> torch.Tensor:
     """Which of the last positions come after which: bool [W, W], made once for a device."""
     with torch.inference_mode(False):
         return torch.ones(window, window, dtype=torch.bool, device=device).triu(1)
-
-
-def over_ranks(part: QueryAttention) -> QueryAttention:
-    """The same over the heads of all tensor-parallel ranks, equal on each of them."""
-    own = torch.stack((part.recent, part.question, part.energy))
-    gathered = gather_rows(own)
-    if gathered is own:
-        return part
-    return QueryAttention.joined([QueryAttention(*ranks) for ranks in gathered.split(3)])
 
 
 @torch.inference_mode()

@@ -10,16 +10,24 @@ import torch
 from torch import nn
 
 from qm_vllm.engine.dense.attention import DenseAttention
+from qm_vllm_patches.decoder import AttentionShape
+
+Sink = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""``sink(start, keys, values)``: rows [C, KVH, D] from ``start`` on, keys before rotation."""
 
 
 class LayerRecord:
-    """What one layer leaves behind: [N, KVH, D] keys and values, [W, H, D] last queries.
+    """What one layer leaves behind.
 
-    ``window`` is the number of last queries that were wanted of each prompt.
+    Attributes:
+        sink: gets the keys before rotation and the values, chunk by chunk.
+        rotated_keys, values: [N, KVH, D], buffers that shall be filled. queries: [W, H, D], of the
+            last queries of each prompt.
+        window: the number of last queries that were wanted of each prompt.
     """
 
-    def __init__(self, window: int = 0) -> None:
-        self.plain_keys: torch.Tensor | None = None
+    def __init__(self, window: int = 0, sink: Sink | None = None) -> None:
+        self.sink = sink
         self.rotated_keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
         self.queries: torch.Tensor | None = None
@@ -32,7 +40,7 @@ class LayerRecord:
         parts, first = [], 0
         for start, stop in pairwise(bounds):
             part, last = LayerRecord(self.window), first + min(self.window, stop - start)
-            for name in ("plain_keys", "rotated_keys", "values"):
+            for name in ("rotated_keys", "values"):
                 whole = getattr(self, name)
                 setattr(part, name, None if whole is None else whole[start:stop])
             part.queries = None if self.queries is None else self.queries[first:last]
@@ -42,40 +50,61 @@ class LayerRecord:
 
 
 class RotaryTap(nn.Module):
-    """Applies the layer's rotary embedding and keeps the keys as they were before it."""
+    """Applies the layer's rotary embedding; :attr:`plain` are the keys as they were before it."""
 
-    def __init__(self, rotary: Callable[..., Any], keys: torch.Tensor | None) -> None:
+    def __init__(self, rotary: Callable[..., Any], *, keep: bool) -> None:
         super().__init__()
-        self.own, self.keys, self.start = [rotary], keys, 0
+        self.own, self.keep = [rotary], keep
+        self.plain: torch.Tensor | None = None
 
     def forward(
         self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.keys is not None:
-            rows = key.shape[0]
-            self.keys[self.start : self.start + rows] = key.reshape(rows, *self.keys.shape[1:])
+        if self.keep:
+            self.plain = key.clone()  # the rotation may be in place
         rotated: tuple[torch.Tensor, torch.Tensor] = self.own[0](positions, query, key)
         return rotated
 
 
 class AttentionTap(nn.Module):
-    """Answers for vLLM's attention layer with dense causal attention over the sequence."""
+    """Answers for vLLM's attention layer with dense causal attention over the sequence.
+
+    Attributes:
+        failure: what went wrong here. It is kept and not raised: after this module the ranks of a
+            tensor-parallel group add up their results, and one that is missing would leave the
+            others waiting for ever.
+    """
 
     def __init__(
-        self, attention: DenseAttention, attn: Any, bounds: Sequence[int], record: LayerRecord
+        self, attention: DenseAttention, attn: AttentionShape, bounds: Sequence[int],
+        record: LayerRecord, rotary: RotaryTap | None = None,
     ) -> None:
         super().__init__()
         self.attention, self.record, self.bounds = attention, record, bounds
         self.shape = (attn.num_heads, attn.num_kv_heads, attn.head_size)
         self.start = 0
+        self._rotary = [rotary]
+        self.failure: Exception | None = None
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
     ) -> torch.Tensor:
+        try:
+            return self._attend(query, key, value)
+        except Exception as problem:
+            self.failure = problem
+            return torch.zeros_like(query)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
         heads, kv_heads, size = self.shape
-        rows = query.shape[0]
+        rows, rotary = query.shape[0], self._rotary[0]
         query = query.reshape(rows, heads, size)
         key, value = key.reshape(rows, kv_heads, size), value.reshape(rows, kv_heads, size)
+        if self.record.sink is not None:
+            plain = key if rotary is None or rotary.plain is None else rotary.plain
+            self.record.sink(self.start, plain.reshape(rows, kv_heads, size), value)
         if self.record.queries is not None:
             self._keep_queries(query, self.record.queries)
         if len(self.bounds) > 2:

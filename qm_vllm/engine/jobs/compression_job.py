@@ -25,28 +25,36 @@ from qm_vllm.compress import (
     smallest_within,
 )
 from qm_vllm.config import ConfigError
-from qm_vllm.engine.dense.runner import DenseRunner, LayerRecord, Stream, gather_rows
+from qm_vllm.engine.dense.runner import DenseRunner, Stream
+from qm_vllm.engine.dense.taps import LayerRecord
+from qm_vllm.engine.jobs.agreement import OtherRankFailed, together
+from qm_vllm.engine.jobs.agreement import gather as gather_ranks
 from qm_vllm.engine.jobs.encoder_pass import Encoded, EncoderPass, gather
+from qm_vllm.engine.jobs.job_cache import JobCache
 from qm_vllm.engine.jobs.stopwatch import Stopwatch
 from qm_vllm.engine.messages import JobResult, JobSpec
 from qm_vllm.engine.upload import upload
+from qm_vllm_patches.log import get_logger
+
+logger = get_logger(__name__)
 
 
 class CompressionJob:
     """Runs one :class:`JobSpec`; :attr:`result` is set when it has ended, well or badly.
 
     Attributes:
+        cache: the job's blocks. At the end their first rows are keys and values of the K - 1
+            positions that a request finds there, rotated for where vLLM will count them; the last
+            kept token is left to vLLM, which samples from it. None with the prefill delivery.
         encoder: its pass through the layers below E, alone or with others (:func:`share_pass`).
-        artifact: keys and values [K - 1, KVH, D] of every layer, rotated for the K
-            positions that vLLM will count (inject delivery only). The last kept token is left to
-            vLLM, which samples from it.
     """
 
-    def __init__(self, spec: JobSpec, runner: DenseRunner) -> None:
-        self.spec, self.runner = spec, runner
-        self.encoder, self.index = EncoderPass([spec], runner), 0
+    def __init__(
+        self, spec: JobSpec, runner: DenseRunner, cache: JobCache | None = None
+    ) -> None:
+        self.spec, self.runner, self.cache = spec, runner, cache
+        self.encoder, self.index = EncoderPass([spec], runner, [cache]), 0
         self.result: JobResult | None = None
-        self.artifact: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._ahead = self._done = 0
         self._clock = Stopwatch(runner.device)
         self._positions = spec.config.positions if self.inject else "compact"
@@ -76,27 +84,34 @@ class CompressionJob:
                 cost = self._encode()
                 if cost or not self.encoder.done:
                     return cost
-            cost = next(self._units, 0)
+            cost = together(lambda: next(self._units, 0))
             self._done += cost
             return cost
         except Exception as error:
-            self.artifact = []
-            self.result = JobResult(self.spec.key, error=f"{type(error).__name__}: {error}")
+            if not isinstance(error, (ConfigError, OtherRankFailed)):
+                logger.exception("qm_vllm: a compression job failed")
+            self.end(JobResult(error=f"{type(error).__name__}: {error}"))
             return 0
+
+    def end(self, result: JobResult) -> None:
+        """Set the result and let go of everything else."""
+        self.result, self._windows = result, {}
+        self.encoder.encoded[self.index] = Encoded(Evidence(len(self.spec.token_ids)))
 
     def _encode(self) -> int:
         if self.encoder.failed:
-            self.encoder, self.index = EncoderPass([self.spec], self.runner), 0
+            self.encoder, self.index = EncoderPass([self.spec], self.runner, [self.cache]), 0
         try:
             return self.encoder.advance()
         except Exception:
             if len(self.encoder.specs) == 1:
                 raise
+            logger.exception("qm_vllm: a shared pass failed; each of its prompts gets its own")
             return 0
 
     def _after_encoder(self) -> Iterator[int]:
         clock, spec, seen = self._clock, self.spec, self.encoder.encoded[self.index]
-        states, evidence, records = seen.states, seen.evidence, seen.records
+        states, evidence = seen.states, seen.evidence
         self._windows = seen.windows
         self.encoder.encoded[self.index] = Encoded(evidence)
         with clock.phase("saliency"):
@@ -108,9 +123,9 @@ class CompressionJob:
         del states, seen
         if self.inject:
             table = self._table(kept)
-            yield from self._lower_kv(records, kept[:-1], table)
+            yield from self._lower_kv(kept[:-1], table)
             yield from self._upper_kv(compressed.states[:-1], table)
-        self.result = self._report(compressed)
+        self.end(self._report(compressed))
 
     def _choose(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
         spec = self.spec
@@ -139,20 +154,30 @@ class CompressionJob:
             )
         if self._windows:
             self._error = errors[k] if k in errors else self._errors(order, [k])[0]
-            for record in self._windows.values():
-                record.rotated_keys = record.queries = None
             self._windows = {}
         return scores, order[:k].sort().values
 
     def _errors(self, order: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         """Relative attention errors [S] if the first tokens of ``order`` stay."""
-        parts = [
-            self.runner.attention_error(layer, record, order, sizes)
-            for layer, record in self._windows.items()
-        ]
-        own = AttentionError.joined(parts)
-        rows = gather_rows(torch.cat((own.lost, own.energy[:, None]), 1))
+        def own() -> torch.Tensor:
+            parts = AttentionError.joined([
+                self.runner.attention_error(layer, self._filled(layer, record), order, sizes)
+                for layer, record in self._windows.items()
+            ])
+            return torch.cat((parts.lost, parts.energy[:, None]), 1)
+
+        rows = gather_ranks(own)
         return AttentionError(rows[:, :-1], rows[:, -1]).relative()
+
+    def _filled(self, layer: int, record: LayerRecord) -> LayerRecord:
+        """The record with the layer's keys and values, read back if they are in the cache."""
+        if self.cache is None:
+            return record
+        filled = LayerRecord(record.window)
+        filled.queries = record.queries
+        keys, filled.values = self.cache.whole(layer)
+        filled.rotated_keys = self.runner.rotate(layer, keys)
+        return filled
 
     def _table(self, kept: torch.Tensor) -> torch.Tensor | None:
         """Angles that leave each kept token as far from the prompt's end as it was.
@@ -167,30 +192,26 @@ class CompressionJob:
             self._positions = "compact"
         return table
 
-    def _lower_kv(
-        self, records: list[LayerRecord], kept: torch.Tensor, table: torch.Tensor | None
-    ) -> Iterator[int]:
-        with self._clock.phase("merge"):
-            for keys in self.runner.rotate(records, kept, table):
-                record = records[len(self.artifact)]
-                assert record.values is not None
-                self.artifact.append((keys, record.values[kept]))
-                record.values = None
+    def _lower_kv(self, kept: torch.Tensor, table: torch.Tensor | None) -> Iterator[int]:
+        """A layer's rows are read whole before its kept ones are written over them."""
+        assert self.cache is not None
+        for layer in range(self.spec.encoder_layers):
+            with self._clock.phase("merge"):
+                keys, values = self.cache.whole(layer)
+                keys = self.runner.rotate(layer, keys[kept], table)
+                self.cache.deliver(layer, keys, values[kept])
         yield len(kept)
 
-    def _upper_kv(
-        self, states: torch.Tensor, table: torch.Tensor | None
-    ) -> Iterator[int]:
+    def _upper_kv(self, states: torch.Tensor, table: torch.Tensor | None) -> Iterator[int]:
+        assert self.cache is not None
         stream = Stream(states)
         for layer in range(self.spec.encoder_layers, len(self.runner.view.layers)):
-            record = self.runner.record_for(
-                layer, stream.bounds, plain_keys=False, rotated_keys=True, values=True
-            )
+            record = self.runner.record_for(layer, stream.bounds, rotated_keys=True, values=True)
             units = self.runner.run_layer(layer, stream, record, table)
             yield from self._clock.timed("upper", units)
             assert record.rotated_keys is not None
             assert record.values is not None
-            self.artifact.append((record.rotated_keys, record.values))
+            self.cache.deliver(layer, record.rotated_keys, record.values)
 
     def _report(self, compressed: Compressed) -> JobResult:
         kept, (finite, *measured) = self._read(compressed)
@@ -214,7 +235,7 @@ class CompressionJob:
                 "scores": [round(s, 4) for s in compressed.scores.tolist()],
                 "groups": compressed.groups.tolist(),
             }
-        return JobResult(self.spec.key, kept, figures, details)
+        return JobResult(kept, figures, details)
 
     def _seconds(self) -> dict[str, float]:
         """By phase; of a shared pass, this prompt's part of the rows."""
@@ -243,6 +264,9 @@ def share_pass(jobs: Sequence[CompressionJob], rows: int) -> None:
     waiting = [job for job in jobs if not job.encoder.begun]
     specs = [job.spec for job in waiting]
     for group in gather(specs, rows):
-        shared = EncoderPass([specs[member] for member in group], waiting[group[0]].runner)
+        shared = EncoderPass(
+            [specs[member] for member in group], waiting[group[0]].runner,
+            [waiting[member].cache for member in group],
+        )
         for index, member in enumerate(group):
             waiting[member].encoder, waiting[member].index = shared, index

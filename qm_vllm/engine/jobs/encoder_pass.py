@@ -9,8 +9,11 @@ from itertools import accumulate, pairwise
 import torch
 
 from qm_vllm.compress import Evidence, QueryAttention, needs, row_norms
-from qm_vllm.engine.dense.runner import DenseRunner, Stream, over_ranks
-from qm_vllm.engine.dense.taps import LayerRecord
+from qm_vllm.engine.dense.runner import DenseRunner, Stream
+from qm_vllm.engine.dense.taps import LayerRecord, Sink
+from qm_vllm.engine.jobs.agreement import gather as gather_ranks
+from qm_vllm.engine.jobs.agreement import together
+from qm_vllm.engine.jobs.job_cache import JobCache
 from qm_vllm.engine.jobs.stopwatch import Stopwatch
 from qm_vllm.engine.messages import JobSpec
 from qm_vllm.layers import WINDOW_QUERIES, window_layers
@@ -22,12 +25,10 @@ class Encoded:
 
     Attributes:
         states: [N, D] at the encoder's exit; set when the pass has ended.
-        records: of each layer below E.
-        windows: those of the layers whose attention was read, by layer.
+        windows: records of the layers whose attention was read, by layer.
     """
 
     evidence: Evidence
-    records: list[LayerRecord] = field(default_factory=list)
     windows: dict[int, LayerRecord] = field(default_factory=dict)
     states: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -38,6 +39,9 @@ class EncoderPass:
     Several prompts lie one after the other in one chunk and attend to themselves alone. Rounding
     may then differ from that of each prompt's own pass: a matrix product of other height.
 
+    Args:
+        caches: of each spec, where its keys and values go; None with the prefill delivery.
+
     Attributes:
         encoded: of each spec, in their order.
         spent: rows x layers of work done, over all prompts.
@@ -46,8 +50,10 @@ class EncoderPass:
         failed: a unit raised; nothing here may be used.
     """
 
-    def __init__(self, specs: Sequence[JobSpec], runner: DenseRunner) -> None:
-        self.specs, self.runner = specs, runner
+    def __init__(
+        self, specs: Sequence[JobSpec], runner: DenseRunner, caches: Sequence[JobCache | None]
+    ) -> None:
+        self.specs, self.runner, self.caches = specs, runner, caches
         self.encoded = [Encoded(Evidence(len(spec.token_ids))) for spec in specs]
         self.clock = Stopwatch(runner.device)
         self.spent, self.begun, self.done, self.failed = 0, False, False, False
@@ -67,7 +73,7 @@ class EncoderPass:
         """Do one unit of work. Returns its cost in rows x layers; 0 when the pass has ended."""
         self.begun = True
         try:
-            cost = next(self._units, 0)
+            cost = together(lambda: next(self._units, 0))
         except Exception:
             self.failed = True
             raise
@@ -77,7 +83,7 @@ class EncoderPass:
 
     def _run(self) -> Iterator[int]:
         runner, clock, first = self.runner, self.clock, self.specs[0]
-        depth, inject = first.encoder_layers, first.config.delivery == "inject"
+        depth, inject = first.encoder_layers, self.caches[0] is not None
         with clock.phase("encoder"):
             ids = [token for spec in self.specs for token in spec.token_ids]
             stream = Stream(runner.embed(ids), self._bounds)
@@ -92,16 +98,15 @@ class EncoderPass:
                 yield from self._score(stream)
             window = layer in windows
             record = runner.record_for(
-                layer, self._bounds, plain_keys=inject, rotated_keys=window,
-                values=inject or window, num_queries=WINDOW_QUERIES if window else 0,
+                layer, self._bounds, rotated_keys=window, values=window and not inject,
+                num_queries=WINDOW_QUERIES if window else 0, sink=self._sink(layer),
             )
             yield from self.clock.timed("encoder", runner.run_layer(layer, stream, record))
-            self._keep(layer, record, window=window)
+            if window:
+                self._look(layer, record, keep=not inject)
         with clock.phase("saliency"):
             for one in self.encoded if windows else ():
-                one.evidence.attention = [
-                    over_ranks(QueryAttention.joined(one.evidence.attention))
-                ]
+                one.evidence.attention = [over_ranks(one.evidence.attention)]
             for one, states in zip(self.encoded, self._own(stream.states), strict=True):
                 one.states, one.evidence.norms = states, row_norms(states)
 
@@ -119,13 +124,41 @@ class EncoderPass:
         """Each prompt's rows."""
         return [rows[start:stop] for start, stop in pairwise(self._bounds)]
 
-    def _keep(self, layer: int, record: LayerRecord, *, window: bool) -> None:
+    def _sink(self, layer: int) -> Sink | None:
+        """Gives each prompt's cache its rows of a chunk."""
+        if self.caches[0] is None:
+            return None
+
+        def sink(start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+            stop = start + keys.shape[0]
+            for cache, (first, end) in zip(self.caches, pairwise(self._bounds), strict=True):
+                low, high = max(first, start), min(end, stop)
+                if cache is not None and low < high:
+                    rows = slice(low - start, high - start)
+                    cache.put(layer, low - first, keys[rows], values[rows])
+
+        return sink
+
+    def _look(self, layer: int, record: LayerRecord, *, keep: bool) -> None:
+        """What the last queries of each prompt see in this layer.
+
+        Its keys and values are in the prompt's cache; without one they are kept.
+        """
         for one, own in zip(self.encoded, record.split(self._bounds), strict=True):
-            one.records.append(own)
-            if window:
-                with self.clock.phase("saliency"):
-                    one.evidence.attention.append(self.runner.window_attention(layer, own))
-                one.windows[layer] = own
+            with self.clock.phase("saliency"):
+                one.evidence.attention.append(self.runner.window_attention(layer, own))
+            if not keep:
+                own.rotated_keys = None
+            one.windows[layer] = own
+
+
+def over_ranks(parts: Sequence[QueryAttention]) -> QueryAttention:
+    """The layers' attention joined, over the heads of all ranks, equal on each of them."""
+    own = QueryAttention.joined(parts)
+    rows = gather_ranks(lambda: torch.stack((own.recent, own.question, own.energy)))
+    if rows.shape[0] == 3:
+        return own
+    return QueryAttention.joined([QueryAttention(*ranks) for ranks in rows.split(3)])
 
 
 def alike(one: JobSpec, other: JobSpec) -> bool:

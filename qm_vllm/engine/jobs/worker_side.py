@@ -1,4 +1,4 @@
-"""Worker half of the connector: the job queue, a step's work budget, and KV delivery."""
+"""Worker half of the connector: the job queue, a step's work budget, and copies of results."""
 
 from __future__ import annotations
 
@@ -8,89 +8,95 @@ from typing import Any
 import torch
 
 from qm_vllm.config import QuickMergeConfig
-from qm_vllm.engine.adapters import UnsupportedDecoder, view_decoder
+from qm_vllm.engine.adapters import UnsupportedDecoder, embedding_view, view_decoder
 from qm_vllm.engine.dense.runner import DenseRunner, self_check
 from qm_vllm.engine.jobs.compression_job import CompressionJob, share_pass
-from qm_vllm.engine.kv_inject import slot_mapping, write_kv
-from qm_vllm.engine.messages import (
-    JobResult,
-    JobSpec,
-    QuickMergeMetadata,
-    QuickMergeWorkerMetadata,
-)
-from qm_vllm.engine.requests.planning import embedding_config
-from qm_vllm_patches.decoder import DecoderView
+from qm_vllm.engine.jobs.job_cache import JobCache
+from qm_vllm.engine.messages import JobResult, JobSpec, StepMessage, WorkerMessage, WorkerStart
+from qm_vllm.engine.untouched import Untouched, without_layers
+from qm_vllm_patches.kv_cache import PagedCache
 from qm_vllm_patches.log import get_logger
 
 logger = get_logger(__name__)
 
 
 class WorkerSide:
-    """Owns the jobs of one worker. All ranks of a tensor-parallel group do the same units."""
+    """Owns the jobs of one worker. All ranks of a tensor-parallel group do the same units.
 
-    def __init__(self, config: QuickMergeConfig, block_size: int) -> None:
-        self.config, self.block_size = config, block_size
+    Attributes:
+        problem: why the model's layers cannot be run; None if they can.
+        job_bytes: that running jobs may hold together.
+        quantised: the KV cache stores other numbers than the model computes with.
+    """
+
+    def __init__(
+        self, config: QuickMergeConfig, block_size: int, *, quantised: bool = False
+    ) -> None:
+        self.config, self.block_size, self.quantised = config, block_size, quantised
         self.runner: DenseRunner | None = None
         self.problem: str | None = "the worker was not given the model (set worker_cls)"
+        self.job_bytes = 0
         self.kv_caches: dict[str, torch.Tensor] = {}
-        self.jobs: dict[str, CompressionJob] = {}
-        self.results: dict[str, JobResult] = {}
+        self.cache: PagedCache | None = None
+        self.jobs: dict[int, CompressionJob] = {}
+        self.results: dict[int, JobResult] = {}
         self.failed_blocks: set[int] = set()
         self._reported = 0
 
+    # --- start -----------------------------------------------------------------------------
     def attach_model(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
-        """Look into the loaded model; a model that does not fit is reported per request."""
+        """Look into the loaded model; one that does not fit is reported, whatever it is."""
         chunk = self.config.encoder_chunk_tokens
         try:
             self.runner = DenseRunner(view_decoder(model), dtype, device, chunk)
-            self.problem = self_check(self.runner)
+            self.problem = self_check(self.runner) or self._learn_cache()
             if self.problem is None and not self.runner.can_place():
                 logger.warning(
                     "qm_vllm: this model's rotary embedding has no table of angles that can be "
                     "replaced; kept tokens get compact positions"
                 )
         except UnsupportedDecoder as error:
-            self.runner, self.problem = None, str(error)
-            if hasattr(model, "embed_input_ids"):
-                view = DecoderView(model.embed_input_ids, [])
-                self.runner = DenseRunner(view, dtype, device, chunk)
+            self.problem = str(error)
+        except Exception as error:  # models come in all shapes; the engine serves them anyway
+            logger.exception("qm_vllm: looking into the model failed")
+            self.problem = f"looking into the model failed: {type(error).__name__}: {error}"
         if self.problem:
             logger.warning("qm_vllm: %s", self.problem)
+            view = embedding_view(model)
+            self.runner = None if view is None else DenseRunner(view, dtype, device, chunk)
 
-    def load(self, metadata: QuickMergeMetadata) -> None:
-        """Write the KV of the requests that were scheduled in this step."""
-        for load in metadata.loads:
+    def _learn_cache(self) -> str | None:
+        assert self.runner is not None
+        self.cache = PagedCache(self.kv_caches, self.block_size)
+        layers = [layer.module for layer in self.runner.view.layers]
+        sliding = any(layer.sliding_window is not None for layer in self.runner.view.layers)
+        # Not needed where nothing is read back, and not possible where numbers are rounded.
+        return None if self.quantised or sliding else self.cache.learn(layers)
+
+    def start_message(self) -> WorkerStart:
+        """What the scheduler side has to know, once."""
+        return WorkerStart(self.job_bytes, self.problem)
+
+    # --- steps -----------------------------------------------------------------------------
+    def load(self, message: StepMessage) -> None:
+        """Copy finished results into the blocks of requests that were scheduled in this step."""
+        for copy in message.copies:
             try:
-                job = self.jobs[load.key]
-                assert self.runner is not None
-                slots = slot_mapping(
-                    load.block_ids, self.block_size, load.start, load.stop, self.runner.device
-                )
-                layers = [
-                    (layer.attn, self.kv_caches[layer.attn.layer_name])
-                    for layer in self.runner.view.layers
-                ]
-                write_kv(layers, job.artifact, slots, load.start)
+                assert self.cache is not None
+                self.cache.copy(copy.sources, copy.targets)
             except Exception:
-                logger.exception("qm_vllm: writing the KV of %s failed", load.request_id)
-                first, last = load.start // self.block_size, -(-load.stop // self.block_size)
-                self.failed_blocks.update(load.block_ids[first:last])
+                logger.exception("qm_vllm: copying the KV of %s failed", copy.request_id)
+                self.failed_blocks.update(copy.targets)
 
-    def work(self, metadata: QuickMergeMetadata) -> None:
+    def work(self, message: StepMessage) -> None:
         """Apply releases, take new jobs, and do at most one step's worth of encoder work."""
-        for key in metadata.releases:
-            self.jobs.pop(key, None)
-        for wanted in metadata.jobs:
-            spec = self._without_layers(wanted) if self.problem else wanted
-            if self.runner is None or spec is None:
-                self.results[wanted.key] = JobResult(wanted.key, error=self.problem)
-            else:
-                job = CompressionJob(spec, self.runner)
-                job.start_level(self._unfinished())
-                self.jobs[spec.key] = job
+        for job_id in message.releases:
+            self.jobs.pop(job_id, None)
+        for spec in message.jobs:
+            self._take(spec)
         if self.runner is None:
             return
-        if self.config.encoder_batch and metadata.jobs:
+        if self.config.encoder_batch and message.jobs:
             share_pass(self._unfinished(), self.config.encoder_chunk_tokens)
         budget = self.config.encoder_chunk_tokens * max(1, len(self.runner.view.layers))
         while budget > 0 and (unfinished := self._unfinished()):
@@ -98,26 +104,59 @@ class WorkerSide:
             job = min(unfinished, key=lambda job: job.spent)
             budget -= job.advance()
             if job.result is not None:
-                self.results[job.spec.key] = job.result
+                self.results[job.spec.id] = job.result
+
+    def _take(self, spec: JobSpec) -> None:
+        try:
+            wanted = self._without_layers(spec) if self.problem else spec
+            if self.runner is None:
+                raise Untouched("no_model", self.problem or "there is no model")
+            job = CompressionJob(wanted, self.runner, self._cache_of(wanted))
+        except Untouched as why:
+            self.results[spec.id] = JobResult(error=str(why))
+            return
+        except Exception as error:
+            logger.exception("qm_vllm: a compression job could not begin")
+            self.results[spec.id] = JobResult(error=f"{type(error).__name__}: {error}")
+            return
+        job.start_level(self._unfinished())
+        self.jobs[spec.id] = job
+
+    def _cache_of(self, spec: JobSpec) -> JobCache | None:
+        if spec.config.delivery != "inject":
+            return None
+        assert self.runner is not None
+        assert self.cache is not None
+        return JobCache(
+            self.cache, spec.blocks, self.runner.view.layers, len(spec.token_ids),
+            self.runner.device, aside=self.quantised,
+        )
 
     def _unfinished(self) -> list[CompressionJob]:
         return [job for job in self.jobs.values() if job.result is None]
 
-    def _without_layers(self, spec: JobSpec) -> JobSpec | None:
-        """The same job on token embeddings alone, where the layers cannot be run densely."""
+    def _without_layers(self, spec: JobSpec) -> JobSpec:
+        """The same job on token embeddings alone, where the layers cannot be run densely.
+
+        Raises:
+            Untouched: it needs more than these.
+        """
         if spec.encoder_layers == 0:
             return spec
-        config = embedding_config(spec.config)
-        if config is None or config.delivery != "prefill":
-            return None
+        if spec.config.delivery != "prefill":
+            raise Untouched("no_layers", self.problem or "the layers cannot be run")
+        try:
+            config = without_layers(spec.config)
+        except Untouched:
+            raise Untouched("no_layers", self.problem or "the layers cannot be run") from None
         return replace(spec, encoder_layers=0, config=config)
 
-    def collect(self) -> QuickMergeWorkerMetadata | None:
+    def collect(self) -> WorkerMessage | None:
         """Results since the last call and the number of jobs held, or None if nothing changed."""
         if not self.results and len(self.jobs) == self._reported:
             return None
         results, self.results, self._reported = self.results, {}, len(self.jobs)
-        return QuickMergeWorkerMetadata(results, self._reported)
+        return WorkerMessage(results, self._reported)
 
     def take_failed_blocks(self) -> set[int]:
         """Blocks whose KV could not be written since the last call."""

@@ -1,40 +1,98 @@
-"""Which jobs wait, which live in the worker, and which requests still need each of them."""
+"""Which jobs wait, which run, what KV blocks they hold, and which requests need each of them."""
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from qm_vllm.engine.messages import JobSpec
+
+SPARE = 100
+"""A hundredth of the blocks is left to requests that run and grow."""
+
+
+class Blocks(Protocol):
+    """KV blocks of the engine, as ``qm_vllm_patches.block_pool.BlockStore`` has them."""
+
+    @property
+    def total(self) -> int: ...
+    @property
+    def free(self) -> int: ...
+    def take(self, count: int) -> list[int]: ...
+    def give_back(self, ids: Sequence[int]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a job needs.
+
+    Attributes:
+        bytes: of worker memory while it runs.
+        blocks: KV blocks while it runs: one for each block of the prompt; 0 without delivery.
+        kept: KV blocks of its result, at most.
+        spare: blocks that a request needs beside these to be served from them.
+    """
+
+    bytes: int
+    blocks: int
+    kept: int
+    spare: int
+
+    def fits(self, total_blocks: int) -> bool:
+        """Whether a pool of so many blocks can ever serve it."""
+        return max(self.blocks, self.kept + self.spare) <= total_blocks
 
 
 @dataclass
 class BoardEntry:
-    """A job and the requests that wait for its result or its artefact."""
+    """A job and the requests that wait for its result or for its blocks.
+
+    Attributes:
+        spec: carries the id and the blocks once it was sent.
+        blocks: leased so far; after its end those of the result.
+    """
 
     spec: JobSpec
+    demand: Demand
     users: set[str] = field(default_factory=set)
+    blocks: list[int] = field(default_factory=list)
     sent: bool = False
     done: bool = False
+
+    @property
+    def running(self) -> bool:
+        """A worker holds its states."""
+        return self.sent and not self.done
 
 
 class JobBoard:
     """Admits jobs to the worker, first come, first served; one job serves all equal requests.
 
+    The first in the queue collects blocks as they become free, so that it is not overtaken for
+    ever by requests that need fewer.
+
     Args:
-        max_live: jobs whose states or KV the worker may hold.
-        max_tokens: source tokens of all jobs that run; a longer one runs alone.
+        max_jobs: that a worker may run at once.
+        max_tokens: source tokens of all jobs that run; a longer one runs alone. None: any.
+        max_bytes: that running jobs may hold. A job alone may hold more: what is too large for the
+            engine was refused before.
     """
 
-    def __init__(self, max_live: int, max_tokens: int) -> None:
-        self.max_live, self.max_tokens = max_live, max_tokens
+    def __init__(
+        self, max_jobs: int, max_tokens: int | None = None, max_bytes: int | None = None
+    ) -> None:
+        self.max_jobs, self.max_tokens, self.max_bytes = max_jobs, max_tokens, max_bytes
         self.entries: dict[str, BoardEntry] = {}
         self.queue: deque[str] = deque()
-        self.releases: list[str] = []
+        self.blocks: Blocks | None = None
+        self._releases: list[int] = []
+        self._next_id = 1
         self._levels = (0, 0)
 
     def live(self) -> int:
-        """Jobs whose states or KV the worker holds."""
+        """Jobs that were sent and whose result was not delivered."""
         return sum(entry.sent for entry in self.entries.values())
 
     def changed(self) -> bool:
@@ -42,11 +100,13 @@ class JobBoard:
         before, self._levels = self._levels, (len(self.queue), self.live())
         return before != self._levels
 
-    def join(self, spec: JobSpec, request_id: str, *, urgent: bool = False) -> BoardEntry:
+    def join(
+        self, spec: JobSpec, demand: Demand, request_id: str, *, urgent: bool = False
+    ) -> BoardEntry:
         """Make a request a user of the job, which is queued if it is new."""
         entry = self.entries.get(spec.key)
         if entry is None:
-            entry = self.entries[spec.key] = BoardEntry(spec)
+            entry = self.entries[spec.key] = BoardEntry(spec, demand)
             (self.queue.appendleft if urgent else self.queue.append)(spec.key)
         entry.users.add(request_id)
         return entry
@@ -61,32 +121,96 @@ class JobBoard:
             self.drop(key)
 
     def drop(self, key: str) -> None:
-        """Forget a job and let the worker free what it holds."""
+        """Forget a job and let go of what it holds."""
         entry = self.entries.pop(key)
-        if entry.sent:
-            self.releases.append(key)
-        else:
+        if not entry.sent:
             self.queue.remove(key)
+        self._stop(entry)
+
+    def finish(self, job_id: int, kept: int, block_size: int | None) -> BoardEntry | None:
+        """A result came.
+
+        Args:
+            kept: positions of the result; 0 if the job failed.
+
+        Returns:
+            The job, with the blocks of its K - 1 positions; None if nobody waits for this run.
+        """
+        for entry in self.entries.values():
+            if entry.running and entry.spec.id == job_id:
+                entry.done = True
+                used = -(-max(0, kept - 1) // block_size) if block_size else 0
+                self._give_back(entry, used)
+                return entry
+        return None
+
+    def restart(self) -> None:
+        """What runs or has run is no longer valid: everything goes back into the queue."""
+        again = [entry for entry in self.entries.values() if entry.sent]
+        for entry in again:
+            self._stop(entry)
+            entry.sent = entry.done = False
+        self.queue.extendleft(entry.spec.key for entry in reversed(again))
+        for key in self.queue:  # the first may have begun to collect
+            self._give_back(self.entries[key], 0)
 
     def take_new(self) -> list[JobSpec]:
         """Jobs to send to the worker now."""
-        if not self.queue:
-            return []
-        live = self.live()
         specs: list[JobSpec] = []
-        running = [e.spec for e in self.entries.values() if e.sent and not e.done]
-        tokens = sum(len(spec.token_ids) for spec in running)
-        while self.queue and live < self.max_live:
+        running = [entry for entry in self.entries.values() if entry.running]
+        while self.queue and len(running) < self.max_jobs:
             entry = self.entries[self.queue[0]]
-            tokens += len(entry.spec.token_ids)
-            if tokens > self.max_tokens and (running or specs):
+            if (running and not self._has_room(running, entry)) or not self._lease(entry):
                 break
             self.queue.popleft()
-            entry.sent, live = True, live + 1
+            entry.sent = True
+            entry.spec = replace(entry.spec, id=self._next_id, blocks=tuple(entry.blocks))
+            self._next_id += 1
+            running.append(entry)
             specs.append(entry.spec)
         return specs
 
-    def take_releases(self) -> list[str]:
-        """Keys whose states the worker can free now."""
-        releases, self.releases = self.releases, []
+    def take_releases(self) -> list[int]:
+        """Ids of jobs whose states the worker can free now."""
+        releases, self._releases = self._releases, []
         return releases
+
+    def _has_room(self, running: list[BoardEntry], entry: BoardEntry) -> bool:
+        together = [*running, entry]
+        tokens = sum(len(one.spec.token_ids) for one in together)
+        held = sum(one.demand.bytes for one in together)
+        return (self.max_tokens is None or tokens <= self.max_tokens) and (
+            self.max_bytes is None or held <= self.max_bytes
+        )
+
+    def _lease(self, entry: BoardEntry) -> bool:
+        """Take free blocks for a job; whether it has all of them."""
+        missing = entry.demand.blocks - len(entry.blocks)
+        if missing <= 0:
+            return True
+        if self.blocks is None:
+            return False
+        # Once all that run have ended, one of them must find the blocks that it needs beside.
+        leased = [one for one in self.entries.values() if one.blocks and one is not entry]
+        results = sum(one.demand.kept for one in leased) + entry.demand.kept
+        if results + max(one.demand.spare for one in [*leased, entry]) > self.blocks.total:
+            return False
+        spare = self.blocks.total // SPARE if leased or self._in_use() else 0
+        entry.blocks += self.blocks.take(max(0, min(missing, self.blocks.free - spare)))
+        return len(entry.blocks) == entry.demand.blocks
+
+    def _in_use(self) -> bool:
+        assert self.blocks is not None
+        held = sum(len(entry.blocks) for entry in self.entries.values())
+        return self.blocks.total - self.blocks.free > held
+
+    def _stop(self, entry: BoardEntry) -> None:
+        if entry.sent:
+            self._releases.append(entry.spec.id)
+        self._give_back(entry, 0)
+
+    def _give_back(self, entry: BoardEntry, keep: int) -> None:
+        surplus = entry.blocks[keep:]
+        del entry.blocks[keep:]
+        if surplus and self.blocks is not None:
+            self.blocks.give_back(surplus)

@@ -9,6 +9,9 @@ from typing import Any
 
 from qm_vllm.engine.messages import JobResult
 
+ENTRY_BYTES = 2048
+"""What an entry takes beside its kept positions: key, figures, the dictionary's own."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -16,14 +19,27 @@ class Outcome:
 
     kept: array[int]
     figures: dict[str, Any]
-    details: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, result: JobResult) -> Outcome:
+        """Of a successful result."""
+        return cls(array("I", result.kept), result.figures)
+
+    @property
+    def bytes(self) -> int:
+        """An upper estimate of the memory it takes in a memo."""
+        return ENTRY_BYTES + len(self.kept) * self.kept.itemsize
 
 
 class Memo:
-    """Least recently used cache of at most ``capacity`` outcomes."""
+    """Least recently used cache of outcomes.
+
+    Args:
+        capacity: bytes of all entries together.
+    """
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+        self.capacity, self.bytes = capacity, 0
         self._entries: OrderedDict[str, Outcome] = OrderedDict()
 
     def get(self, key: str) -> Outcome | None:
@@ -32,15 +48,22 @@ class Memo:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
-    def put(self, result: JobResult) -> Outcome:
-        """Remember a successful result."""
-        outcome = Outcome(array("l", result.kept), result.figures, result.details)
-        self._entries[result.key] = outcome
-        self._entries.move_to_end(result.key)
-        while len(self._entries) > self.capacity:
-            self._entries.popitem(last=False)
-        return outcome
+    def put(self, key: str, outcome: Outcome) -> None:
+        """Remember an outcome; the least recently used ones make room."""
+        self.forget(key)
+        self._entries[key] = outcome
+        self.bytes += outcome.bytes
+        while self.bytes > self.capacity:
+            _, oldest = self._entries.popitem(last=False)
+            self.bytes -= oldest.bytes
+
+    def forget(self, key: str) -> None:
+        """Drop one outcome, if it is there."""
+        known = self._entries.pop(key, None)
+        if known is not None:
+            self.bytes -= known.bytes
 
     def clear(self) -> None:
         """Forget everything (the prefix cache was reset)."""
         self._entries.clear()
+        self.bytes = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from qm_vllm.engine.metrics import QuickMergeStats
+from qm_vllm.engine.requests.tally import QuickMergeStats
 from qm_vllm_patches.log import get_logger
 
 logger = get_logger(__name__)

@@ -7,7 +7,6 @@ from typing import Any
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.requests.memo import Outcome
 from qm_vllm.engine.requests.planning import RequestPlan
-from qm_vllm.turns import Turn
 
 
 def untouched_report(
@@ -29,7 +28,7 @@ def compressed_report(
     facts: EngineFacts,
     plan: RequestPlan,
     outcome: Outcome,
-    turns: tuple[Turn, ...],
+    details: dict[str, Any] | None,
     *,
     cached: bool,
     notes: list[str],
@@ -43,17 +42,28 @@ def compressed_report(
         "ratio": kept / source_tokens,
         **_memory(num_blocks, facts),
         "num_layers": facts.num_layers,
-        "score_layers": list(plan.score_layers),
+        "score_layers": list(plan.spec.score_layers),
         "delivery": plan.config.delivery,
-        "kept_turns": [list(turn) for turn in turns],
+        "kept_turns": [list(turn) for turn in plan.spec.turns],
         "cached": cached,
         **outcome.figures,
     }
+    notes = [*notes, *_crowded(plan, kept, source_tokens)]
     if notes:
-        report["notes"] = list(notes)
-    if outcome.details is not None:
-        report["details"] = outcome.details
+        report["notes"] = notes
+    if details is not None:
+        report["details"] = details
     return report
+
+
+def _crowded(plan: RequestPlan, kept: int, source_tokens: int) -> list[str]:
+    """A sentence where the protected positions left nothing to choose."""
+    if kept == source_tokens or plan.protected < kept:
+        return []
+    return [
+        f"all {kept} kept positions are protected ones, so nothing else of the prompt stayed; "
+        "protect fewer or keep more"
+    ]
 
 
 def _memory(num_blocks: int, facts: EngineFacts) -> dict[str, int]:

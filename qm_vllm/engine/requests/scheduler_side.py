@@ -7,52 +7,63 @@ A request is *pending* until its job's result arrives, then *compressed* (resize
 from __future__ import annotations
 
 import hashlib
-from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
-from qm_vllm.engine.messages import JobSpec, LoadSpec, QuickMergeMetadata, QuickMergeWorkerMetadata
-from qm_vllm.engine.metrics import QuickMergeStats, Tally
-from qm_vllm.engine.request_resize import chained_salt, resalt, resize_prompt
-from qm_vllm.engine.requests.chat_turns import places
-from qm_vllm.engine.requests.job_board import JobBoard
+from qm_vllm.engine.memory import longest_job
+from qm_vllm.engine.messages import BlockCopy, JobResult, StepMessage, WorkerMessage, WorkerStart
+from qm_vllm.engine.requests.job_board import Blocks, BoardEntry, JobBoard
 from qm_vllm.engine.requests.memo import Memo, Outcome
 from qm_vllm.engine.requests.minute_line import MinuteLine
-from qm_vllm.engine.requests.planning import RequestPlan, Untouched, plan_request
+from qm_vllm.engine.requests.planning import RequestPlan, Room, plan_request
 from qm_vllm.engine.requests.report import compressed_report, untouched_report
-from qm_vllm.turns import kept_turns
+from qm_vllm.engine.requests.tally import QuickMergeStats, Tally
+from qm_vllm.engine.untouched import Untouched
 from qm_vllm_patches.log import get_logger
-
-if TYPE_CHECKING:
-    from vllm.v1.request import Request
+from qm_vllm_patches.requests import Arrival, RequestHandle
 
 logger = get_logger(__name__)
 
 
+class Store(Blocks, Protocol):
+    """The engine's KV blocks, and its prefix cache (``qm_vllm_patches.block_pool``)."""
+
+    def publish(self, handle: RequestHandle, ids: Sequence[int]) -> None: ...
+    def on_reset(self, callback: Any) -> None: ...
+
+
 @dataclass
 class Tracked:
-    """One request that the plug-in has seen and that has not finished."""
+    """One request that the plug-in has seen and that has not finished.
 
-    request: Request
-    source_tokens: int
+    Attributes:
+        reason: why it is untouched; None while pending or compressed.
+        skipped_cache: it did not want the prefix cache to be read.
+        allocated: it has got blocks, so its prompt can no longer change.
+    """
+
+    arrival: Arrival
     reason: str | None = None
-    """Why it is untouched; None while pending or compressed."""
     plan: RequestPlan | None = None
-    spec: JobSpec | None = None
     outcome: Outcome | None = None
+    details: dict[str, Any] | None = None
     cached: bool = False
     skipped_cache: bool = False
+    allocated: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
     def pending(self) -> bool:
+        """Its job's result is not known yet."""
         return self.reason is None and self.outcome is None
 
     @property
-    def plan_delivery(self) -> str | None:
-        return None if self.plan is None else self.plan.config.delivery
+    def prefills(self) -> bool:
+        """vLLM prefills the kept ids."""
+        return self.plan is not None and self.plan.config.delivery == "prefill"
 
 
 class SchedulerSide:
@@ -60,180 +71,209 @@ class SchedulerSide:
 
     def __init__(self, config: QuickMergeConfig, facts: EngineFacts) -> None:
         self.config, self.facts = config, facts
-        self.board = JobBoard(config.max_live_jobs, facts.max_source_tokens)
-        self.memo = Memo(config.memo_entries)
+        self.board = JobBoard(config.max_live_jobs, config.max_source_tokens)
+        self.memo = Memo(config.memo_bytes)
+        self.room = Room(config.max_source_tokens)
+        self.store: Store | None = None
         self.tracked: dict[str, Tracked] = {}
-        self.loads: list[LoadSpec] = []
+        self.copies: list[BlockCopy] = []
+        self.served: list[tuple[str, str]] = []
         self.tally = Tally()
         self.minute = MinuteLine()
+        if config.enabled and config.delivery == "inject" and facts.no_inject:
+            logger.warning("qm_vllm: all requests will pass untouched: %s", facts.no_inject)
+
+    # --- start -----------------------------------------------------------------------------
+    def bind_blocks(self, store: Store) -> None:
+        """vLLM's pool of KV blocks is there."""
+        self.store = self.board.blocks = store
+        self.room = replace(self.room, blocks=store.total)
+        store.on_reset(self.reset)
+
+    def workers_started(self, messages: Sequence[WorkerStart]) -> None:
+        """The workers have seen the model and their memory."""
+        if not messages:
+            return
+        bound = min(message.job_bytes for message in messages)
+        self.room, self.board.max_bytes = replace(self.room, max_bytes=bound), bound
+        problem = next((one.problem for one in messages if one.problem), None)
+        if problem and self.facts.no_inject is None:
+            logger.warning("qm_vllm: the model's layers cannot be run: %s", problem)
+        logger.info(
+            "qm_vllm: %.1f MiB are set aside for compression jobs: prompts up to %s tokens",
+            bound / 2**20, f"{longest_job(self.config, self.facts.shape, bound):,}",
+        )
 
     # --- arrival ---------------------------------------------------------------------------
-    def on_new_request(self, request: Request) -> None:
+    def arrived(self, arrival: Arrival) -> None:
         """Plan a request; never raises, an engine must survive any request."""
-        tracked = Tracked(request, request.num_prompt_tokens)
-        self.tracked[request.request_id] = tracked
+        tracked = Tracked(arrival)
+        self.tracked[arrival.request_id] = tracked
         try:
-            tracked.plan = plan_request(request, self.config, self.facts)
-            tracked.spec = self._spec(request, tracked.plan)
+            tracked.plan = plan_request(arrival, self.config, self.facts, self.room)
         except Untouched as why:
             tracked.reason = str(why)
             self.tally.untouched(why.kind)
             return
         except Exception as error:
-            logger.exception("qm_vllm: planning %s failed", request.request_id)
+            logger.exception("qm_vllm: planning %s failed", arrival.request_id)
             tracked.reason = f"planning failed: {type(error).__name__}: {error}"
             self.tally.untouched("failed")
             return
-        tracked.skipped_cache = request.skip_reading_prefix_cache
-        known = self.memo.get(tracked.spec.key)
+        tracked.skipped_cache = arrival.handle.skips_cache
+        details = tracked.plan.config.details  # which are not remembered
+        known = None if details else self.memo.get(tracked.plan.spec.key)
         if known is not None:
             tracked.cached = True
             self.tally.counts["memo_hits"] += 1
             self._resize(tracked, known)
             return
-        # The scheduler turns "ask again later" into "prefill everything" under this flag.
-        request.skip_reading_prefix_cache = False
-        self.board.join(tracked.spec, request.request_id)
+        self._wait(tracked)
 
-    def _spec(self, request: Request, plan: RequestPlan) -> JobSpec:
-        assert request.prompt_token_ids is not None
-        ids, config = request.prompt_token_ids, plan.config
-        block_size = self.facts.block_size if config.delivery == "inject" else None
-        digest = hashlib.sha256(array("q", ids).tobytes())
-        layers = (plan.encoder_layers, *plan.score_layers, block_size)
-        salt = repr(request.cache_salt)
-        for part in (config.fingerprint(), self.facts.model_key, repr(layers), salt):
-            digest.update(part.encode())
-        chat = self.facts.chat.find(ids) if config.keep_roles else []
-        turns = kept_turns(config, chat, len(ids))
-        special = self.facts.special_ids if config.protect_special else frozenset()
-        return JobSpec(
-            key=digest.hexdigest(),
-            token_ids=list(ids),
-            config=config,
-            encoder_layers=plan.encoder_layers,
-            score_layers=plan.score_layers,
-            special_positions=places(ids, special),
-            block_size=block_size,
-            turns=tuple(turns),
-        )
+    def _wait(self, tracked: Tracked) -> None:
+        """Hold a request back until its job is done."""
+        assert tracked.plan is not None
+        # The scheduler turns "ask again later" into "prefill everything" under this flag.
+        tracked.arrival.handle.skips_cache = False
+        self.board.join(tracked.plan.spec, tracked.plan.demand, tracked.arrival.request_id)
 
     # --- results ---------------------------------------------------------------------------
-    def on_worker_output(self, metadata: QuickMergeWorkerMetadata) -> None:
+    def worker_message(self, message: WorkerMessage) -> None:
         """Resize the requests whose job has ended, or hand them to plain vLLM."""
-        self.tally.level(worker_jobs=metadata.held)
-        for key, result in metadata.results.items():
-            entry = self.board.entries.get(key)
-            if entry is None:
-                continue
-            entry.done = True
-            self.tally.job(None if result.error else float(result.figures["seconds"]))
-            outcome = None if result.error else self.memo.put(result)
-            for request_id in sorted(entry.users):
-                tracked = self.tracked[request_id]
-                served = tracked.plan_delivery == "prefill"
-                if outcome is None:
-                    self._fail(tracked, result.error or "unknown error")
-                    served = True
-                elif tracked.pending:
-                    self._resize(tracked, outcome)
-                elif tracked.outcome is not None and tracked.outcome.kept != outcome.kept:
-                    self._fail(tracked, "the job kept other tokens the second time")
-                    served = True
-                if served:
-                    entry.users.discard(request_id)
-            if not entry.users:
-                self.board.drop(key)
+        self.tally.level(worker_jobs=message.held)
+        for job, result in message.results.items():
+            kept = 0 if result.error else len(result.kept)
+            entry = self.board.finish(job, kept, self._block_size_of(job))
+            if entry is not None:
+                self._ended(entry, result)
+
+    def _block_size_of(self, job: int) -> int | None:
+        sizes = [e.spec.block_size for e in self.board.entries.values() if e.spec.id == job]
+        return sizes[0] if sizes else None
+
+    def _ended(self, entry: BoardEntry, result: JobResult) -> None:
+        key = entry.spec.key
+        self.tally.job(None if result.error else float(result.figures["seconds"]))
+        outcome = None if result.error else Outcome.of(result)
+        if outcome is not None:
+            self.memo.put(key, outcome)
+        for request_id in sorted(entry.users):
+            tracked = self.tracked[request_id]
+            served = tracked.prefills
+            if outcome is None:
+                self._fail(tracked, result.error or "unknown error")
+                served = True
+            elif tracked.pending:
+                self._resize(tracked, outcome)
+                tracked.details = result.details
+            elif tracked.outcome is not None and tracked.outcome.kept != outcome.kept:
+                self._fail(tracked, "the job kept other tokens the second time")
+                served = True
+            if served:
+                entry.users.discard(request_id)
+        if not entry.users:
+            self.board.drop(key)
+            return
+        if self.store is not None and entry.blocks:
+            tracked = self.tracked[min(entry.users)]
+            assert entry.spec.block_size is not None
+            whole = (len(result.kept) - 1) // entry.spec.block_size
+            self.store.publish(tracked.arrival.handle, entry.blocks[:whole])
 
     def _resize(self, tracked: Tracked, outcome: Outcome) -> None:
-        request, spec = tracked.request, tracked.spec
-        assert spec is not None
-        inject = spec.config.delivery == "inject"
-        salt = None
-        if inject:
-            unshared = f"|{request.request_id}" if tracked.skipped_cache else ""
-            salt = chained_salt(request.cache_salt, spec.key + unshared)
-        resize_prompt(request, [spec.token_ids[i] for i in outcome.kept], salt)
+        arrival, plan = tracked.arrival, tracked.plan
+        assert plan is not None
+        salt = arrival.salt
+        if not tracked.prefills:
+            unshared = f"|{arrival.request_id}" if tracked.skipped_cache else ""
+            salt = chained_salt(arrival.salt, plan.spec.key + unshared)
+        arrival.handle.resize([plan.spec.token_ids[i] for i in outcome.kept], salt)
         tracked.outcome = outcome
-        self.tally.compressed(
-            tracked.source_tokens, len(outcome.kept), self.facts.block_size
-        )
+        self.tally.compressed(arrival.tokens, len(outcome.kept), self.facts.block_size)
         # Injected KV is found through the connector: the flag would make vLLM skip it.
-        request.skip_reading_prefix_cache = False if inject else tracked.skipped_cache
+        arrival.handle.skips_cache = tracked.skipped_cache and tracked.prefills
 
     def _fail(self, tracked: Tracked, error: str) -> None:
-        request = tracked.request
-        logger.warning("qm_vllm: %s: %s", request.request_id, error)
-        request.skip_reading_prefix_cache = tracked.skipped_cache
+        arrival = tracked.arrival
+        logger.warning("qm_vllm: %s: %s", arrival.request_id, error)
+        arrival.handle.skips_cache = tracked.skipped_cache
         if tracked.pending:
             tracked.reason = f"the compression failed: {error}"
             self.tally.untouched("failed")
             return
         # Already resized (a redo after preemption failed): vLLM prefills the kept ids.
         tracked.notes.append(f"KV was recomputed from the kept ids: {error}")
-        resalt(request, chained_salt(request.cache_salt, request.request_id))
+        arrival.handle.resalt(chained_salt(arrival.salt, arrival.request_id))
 
     # --- scheduling ------------------------------------------------------------------------
-    def matched_tokens(self, request: Request, computed: int) -> tuple[int | None, bool]:
-        """How many positions the plug-in will write beyond ``computed`` local ones."""
-        tracked = self.tracked.get(request.request_id)
+    def matched_tokens(self, request_id: str, computed: int) -> int | None:
+        """How many positions the plug-in brings beyond ``computed`` that vLLM has; None: wait."""
+        tracked = self.tracked.get(request_id)
         if tracked is None or tracked.reason is not None:
-            return 0, False
+            return 0
         if tracked.pending:
-            return None, False
+            return None
         assert tracked.outcome is not None
-        assert tracked.spec is not None
+        assert tracked.plan is not None
         missing = len(tracked.outcome.kept) - 1 - computed
-        if tracked.plan_delivery == "prefill" or missing <= 0 or tracked.notes:
-            return 0, False
-        spec = tracked.spec
+        if tracked.prefills or missing <= 0 or tracked.notes:
+            return 0
+        spec = tracked.plan.spec
         if self.config.encoder_batch:  # rounding, hence the choice, may be another this time
             spec = replace(spec, kept=tuple(tracked.outcome.kept))
-        entry = self.board.join(spec, request.request_id, urgent=True)
-        return (missing, False) if entry.done else (None, False)
+        whole = len(spec.token_ids) == len(tracked.outcome.kept)
+        if whole and missing < self.facts.block_size and spec.key not in self.board.entries:
+            return 0  # all was kept: what a block does not hold is prefilled as usual
+        entry = self.board.join(spec, tracked.plan.demand, request_id, urgent=True)
+        return missing if entry.done else None
 
-    def after_allocation(self, request: Request, block_ids: list[int], external: int) -> None:
-        """Blocks were given: plan the load of the positions that vLLM counts as ours."""
-        tracked = self.tracked.get(request.request_id)
-        if tracked is None or tracked.spec is None:
+    def allocated(self, request_id: str, blocks: list[int], external: int) -> None:
+        """Blocks were given: plan the copy of the positions that vLLM counts as ours."""
+        tracked = self.tracked.get(request_id)
+        if tracked is None or tracked.plan is None:
             return
+        tracked.allocated = True
+        key = tracked.plan.spec.key
         if external:
             assert tracked.outcome is not None
             stop = len(tracked.outcome.kept) - 1
-            self.loads.append(
-                LoadSpec(request.request_id, tracked.spec.key, block_ids, stop - external, stop)
-            )
-        self.board.leave(tracked.spec.key, request.request_id)
+            size = self.facts.block_size
+            first, last = (stop - external) // size, -(-stop // size)
+            sources = self.board.entries[key].blocks[first:last]
+            self.copies.append(BlockCopy(request_id, sources, blocks[first:last]))
+        self.served.append((key, request_id))
 
-    def build_metadata(self) -> QuickMergeMetadata:
+    def step_message(self) -> StepMessage:
         """This step's message to the worker."""
-        loads, self.loads = self.loads, []
-        # Releases first: they make room for new jobs.
-        metadata = QuickMergeMetadata(
-            releases=self.board.take_releases(), jobs=self.board.take_new(), loads=loads
-        )
+        copies, self.copies = self.copies, []
+        jobs = self.board.take_new()
+        message = StepMessage(jobs=jobs, copies=copies, releases=self.board.take_releases())
+        # Their blocks go back only now: nobody may get in this step what is still to be copied.
+        served, self.served = self.served, []
+        for key, request_id in served:
+            self.board.leave(key, request_id)
         if self.board.changed():
             self.tally.level(jobs_waiting=len(self.board.queue), jobs_live=self.board.live())
-        return metadata
+        return message
 
     # --- end -------------------------------------------------------------------------------
-    def finished(self, request: Request, num_blocks: int) -> dict[str, Any]:
+    def finished(self, request_id: str, num_blocks: int) -> dict[str, Any]:
         """The request's report; everything kept for it is let go."""
-        tracked = self.tracked.pop(request.request_id, None)
+        tracked = self.tracked.pop(request_id, None)
         if tracked is None:
             return {}
-        if tracked.spec is not None:
-            self.board.leave(tracked.spec.key, request.request_id)
+        tokens = tracked.arrival.tokens
+        if tracked.plan is not None:
+            self.board.leave(tracked.plan.spec.key, request_id)
         if tracked.outcome is None:
             if tracked.reason is None:
                 self.tally.untouched("ended")
             reason = tracked.reason or "ended before the compression was done"
-            return untouched_report(tracked.source_tokens, num_blocks, self.facts, reason)
+            return untouched_report(tokens, num_blocks, self.facts, reason)
         assert tracked.plan is not None
-        assert tracked.spec is not None
         return compressed_report(
-            tracked.source_tokens, num_blocks, self.facts, tracked.plan, tracked.outcome,
-            tracked.spec.turns, cached=tracked.cached, notes=tracked.notes,
+            tokens, num_blocks, self.facts, tracked.plan, tracked.outcome, tracked.details,
+            cached=tracked.cached, notes=tracked.notes,
         )
 
     def take_stats(self) -> QuickMergeStats | None:
@@ -243,5 +283,25 @@ class SchedulerSide:
         return stats
 
     def reset(self) -> None:
-        """vLLM's prefix cache was reset: forget results too."""
+        """vLLM clears its prefix cache, as after new weights: results are no longer valid.
+
+        Jobs start again, with blocks of their own. A request that has no blocks yet is chosen for
+        again; one that was preempted keeps its tokens, and its job must keep the same.
+        """
         self.memo.clear()
+        self.copies.clear()
+        self.served.clear()
+        self.board.restart()
+        for tracked in self.tracked.values():
+            waits = tracked.outcome is not None and not tracked.arrival.handle.started
+            if not waits or tracked.allocated or tracked.notes:
+                continue
+            assert tracked.plan is not None
+            tracked.outcome, tracked.details, tracked.cached = None, None, False
+            tracked.arrival.handle.resize(tracked.plan.spec.token_ids, tracked.arrival.salt)
+            self._wait(tracked)
+
+
+def chained_salt(original: str | None, key: str) -> str:
+    """Salt of injected KV: bound to the job's key and to the user's own salt."""
+    return hashlib.sha256(f"{original or ''}|{key}".encode()).hexdigest()

@@ -1,0 +1,70 @@
+"""Blocks of the paged KV cache, taken from vLLM's own pool for work that is no request's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from qm_vllm_patches.requests import RequestHandle
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+
+class BlockStore:
+    """Takes blocks from the pool and gives them back.
+
+    Blocks that are held here are in use as far as vLLM is concerned: nothing else gets them. vLLM
+    clears its prefix cache only while no block is in use, so :meth:`on_reset` lets the holder
+    give back its own first.
+    """
+
+    def __init__(self, pool: BlockPool, block_size: int) -> None:
+        self.pool, self.block_size = pool, block_size
+        self.held: dict[int, KVCacheBlock] = {}
+
+    @property
+    def total(self) -> int:
+        """Blocks that requests and jobs can have; one more is vLLM's placeholder."""
+        return int(self.pool.num_gpu_blocks) - 1
+
+    @property
+    def free(self) -> int:
+        """Blocks that nobody holds; some of them may be remembered by the prefix cache."""
+        return int(self.pool.get_num_free_blocks())
+
+    def take(self, count: int) -> list[int]:
+        """Ids of new blocks.
+
+        Raises:
+            ValueError: fewer are free.
+        """
+        blocks = self.pool.get_new_blocks(count)
+        self.held.update((block.block_id, block) for block in blocks)
+        return [block.block_id for block in blocks]
+
+    def give_back(self, ids: Sequence[int]) -> None:
+        """Let blocks go. What the prefix cache knows of them stays until they are used again."""
+        # In reverse order, so that the tail of a prompt is evicted first.
+        self.pool.free_blocks([self.held.pop(one) for one in reversed(ids)])
+
+    def publish(self, handle: RequestHandle, ids: Sequence[int]) -> None:
+        """Make held blocks findable as the first ones of a request's prompt."""
+        if not self.pool.enable_caching or not ids:
+            return
+        blocks = [self.held[one] for one in ids]
+        self.pool.cache_full_blocks(
+            request=handle.request, blocks=blocks, num_cached_blocks=0,
+            num_full_blocks=len(blocks), block_size=self.block_size, kv_cache_group_id=0,
+        )
+
+    def on_reset(self, callback: Callable[[], None]) -> None:
+        """Call back before each attempt of vLLM to clear the prefix cache."""
+        pool, own = self.pool, self.pool.reset_prefix_cache
+
+        def reset_prefix_cache() -> bool:
+            callback()
+            return bool(own())
+
+        pool.reset_prefix_cache = reset_prefix_cache  # type: ignore[method-assign]

@@ -1,0 +1,145 @@
+"""The checks that run when an engine starts: is what :mod:`.symbols` lists there, and does it fit?
+
+A signature fits if it accepts what is passed, whatever else it has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from qm_vllm_patches.symbols import (
+    BELOW_VERSION,
+    CALLS,
+    CONNECTOR,
+    HOOKS,
+    IMPORTS,
+    MIN_VERSION,
+    OPTIONAL,
+)
+
+PLATFORMS = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.gpu_worker")
+"""Modules that exist on one platform alone, perhaps; the one in use fails by itself."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, whether it fits, and what was seen."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def check() -> list[Finding]:
+    """Compare the installed vLLM with what the plug-in was written for.
+
+    Raises:
+        ImportError: vLLM is not installed.
+    """
+    return [_version(), *_names(), *_hooks(), *_calls(), _resize()]
+
+
+def missing_optional() -> list[str]:
+    """Names in :data:`~.symbols.OPTIONAL` that this machine lacks (another platform's, usually)."""
+    return [
+        f"{module}.{name}"
+        for module, (names, _) in OPTIONAL.items()
+        for name in names
+        if _find(module, name) is None
+    ]
+
+
+def require() -> None:
+    """Raise RuntimeError, with one sentence, if the installed vLLM does not fit."""
+    bad = [finding for finding in check() if not finding.ok]
+    if bad:
+        seen = "; ".join(f"{finding.name}: {finding.detail}" for finding in bad)
+        raise RuntimeError(
+            f"qm_vllm supports vLLM {_text(MIN_VERSION)} up to, not including, "
+            f"{_text(BELOW_VERSION)}, and this one does not fit ({seen}); install a supported "
+            "version or start the engine without engine_args()"
+        )
+
+
+def _version() -> Finding:
+    import vllm
+
+    # Not importlib.metadata: the CPU build is installed under another distribution name.
+    parts = tuple(int(p) for p in vllm.__version__.split("+")[0].split(".")[:2] if p.isdigit())
+    return Finding("vLLM version", MIN_VERSION <= parts < BELOW_VERSION, vllm.__version__)
+
+
+def _names() -> list[Finding]:
+    findings = []
+    for module, (names, used_in) in IMPORTS.items():
+        if module in PLATFORMS:
+            continue
+        missing = [name for name in names if _find(module, name) is None]
+        detail = f"lacks {', '.join(missing)}" if missing else f"used in {used_in}"
+        findings.append(Finding(module, not missing, detail))
+    return findings
+
+
+def _hooks() -> list[Finding]:
+    """Whether vLLM still calls each hook with as many values as ours take."""
+    bases = [_find(CONNECTOR, name) for name in ("KVConnectorBase_V1", "SupportsHMA")]
+    findings = []
+    for name, passed in HOOKS.items():
+        method = next((getattr(base, name) for base in bases if hasattr(base, name)), None)
+        if method is None:
+            findings.append(Finding(f"hook {name}", False, "is gone"))
+            continue
+        own = [p for p in inspect.signature(method).parameters.values() if p.name != "self"]
+        needed = [p for p in own if p.default is p.empty and p.kind in _POSITIONAL]
+        room = [p for p in own if p.kind in _POSITIONAL]
+        ok = passed is None or len(needed) <= passed <= len(room)
+        findings.append(Finding(f"hook {name}", ok, f"({', '.join(p.name for p in own)})"))
+    return findings
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _calls() -> list[Finding]:
+    findings = []
+    for module, path, positional, keywords in CALLS:
+        name = f"{module.rpartition('.')[2]}.{path}"
+        function: Any = _find(module, path)
+        if function is None:
+            findings.append(Finding(name, False, "is gone"))
+            continue
+        try:
+            signature = inspect.signature(function)
+            signature.bind(*range(positional), **dict.fromkeys(keywords))
+            findings.append(Finding(name, True, str(tuple(signature.parameters))))
+        except TypeError as error:
+            findings.append(Finding(name, False, f"does not take what is passed ({error})"))
+    return findings
+
+
+def _resize() -> Finding:
+    try:
+        from qm_vllm_patches.requests import self_check
+
+        problem = self_check()
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    return Finding("resizing a request", problem is None, problem or "equal to a fresh request")
+
+
+def _find(module: str, path: str) -> Any:
+    """The object, or None where it is not."""
+    try:
+        found: Any = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError):
+        return None
+    return found
+
+
+def _text(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

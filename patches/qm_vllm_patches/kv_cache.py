@@ -1,0 +1,135 @@
+"""The paged KV cache of a worker: written by the backend's own update, read by what that did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+BASE = 128
+"""Whole numbers below this are exact in every floating type that a cache may have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where a block keeps its numbers.
+
+    Attributes:
+        places: int64 [2, block_size, KVH, D]: offset of each key and value within a block.
+        numbers: of one block.
+    """
+
+    places: torch.Tensor
+    numbers: int
+
+
+class PagedCache:
+    """The layers' caches, by vLLM's name of the layer.
+
+    A backend may pack keys in any order within a block, so the order is learned once from what its
+    update does with known numbers (:meth:`learn`), in vLLM's placeholder block.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], block_size: int) -> None:
+        self.tensors, self.block_size = tensors, block_size
+        self.layouts: dict[tuple[Any, ...], Layout] = {}
+
+    def write(
+        self, attn: Any, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        """Write rows [R, KVH, D] of a vLLM attention layer into slots, int64 [R]."""
+        cache = self.tensors[attn.layer_name]
+        attn.impl.do_kv_cache_update(attn, keys, values, cache, slots)
+
+    def read(
+        self, attn: Any, blocks: torch.Tensor, rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first rows of a sequence of blocks: keys and values [rows, KVH, D].
+
+        Args:
+            blocks: int64 [B], ids in order, on the cache's device.
+        """
+        layout = self.layouts[self._kind(attn)]
+        own = self._flat(attn)[blocks].flatten(1)[:, layout.places.flatten()]
+        _, size, heads, width = layout.places.shape
+        parts = own.view(-1, 2, size, heads, width).transpose(0, 1)
+        keys, values = parts.reshape(2, -1, heads, width)[:, :rows].unbind()
+        return keys, values
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy whole blocks in all layers."""
+        for tensor in self.tensors.values():
+            source = torch.tensor(sources, device=tensor.device)
+            tensor[torch.tensor(targets, device=tensor.device)] = tensor[source]
+
+    def learn(self, layers: Sequence[Any]) -> str | None:
+        """Find out the layouts of these attention layers.
+
+        Returns:
+            None, or a sentence that says why a cache cannot be read back.
+        """
+        for attn in layers:
+            kind = self._kind(attn)
+            if kind in self.layouts:
+                continue
+            layout = self._probe(attn)
+            if layout is None:
+                return (
+                    f"the KV cache of {type(attn.impl).__name__} (shape "
+                    f"{list(self.tensors[attn.layer_name].shape)}) cannot be read back"
+                )
+            self.layouts[kind] = layout
+        return None
+
+    def _flat(self, attn: Any) -> torch.Tensor:
+        """The cache as [blocks, ...]; vLLM 0.32 keeps blocks in the first dimension."""
+        return self.tensors[attn.layer_name]
+
+    def _kind(self, attn: Any) -> tuple[Any, ...]:
+        cache = self.tensors[attn.layer_name]
+        heads, width = attn.num_kv_heads, attn.head_size
+        return (*cache.shape[1:], cache.dtype, heads, width, type(attn.impl))
+
+    def _probe(self, attn: Any) -> Layout | None:
+        """Write each element's number, digit by digit, into block 0 and look where it lands."""
+        cache, heads, width = self._flat(attn), attn.num_kv_heads, attn.head_size
+        elements = 2 * self.block_size * heads * width
+        shape = (2, self.block_size, heads, width)
+        numbers = torch.arange(elements, device=cache.device).view(shape)
+        slots = torch.arange(self.block_size, device=cache.device)
+        found = torch.zeros(cache[0].numel(), dtype=torch.int64, device=cache.device)
+        written = torch.zeros_like(found, dtype=torch.bool)
+        before, scale = cache[0].clone(), 1
+        try:
+            for fill in (1, 2):  # what follows both fills is written, the rest is padding
+                keys = torch.full(shape[1:], fill, dtype=cache.dtype, device=cache.device)
+                self.write(attn, keys, keys.clone(), slots)
+                follows = cache[0].flatten() == fill
+                written = follows if fill == 1 else written & follows
+            while scale < elements:
+                keys, values = (numbers // scale % BASE).to(cache.dtype).unbind()
+                self.write(attn, keys.contiguous(), values.contiguous(), slots)
+                found += cache[0].flatten().long() * scale
+                scale *= BASE
+        finally:
+            cache[0] = before
+        offsets = written.nonzero()[:, 0]
+        if not torch.equal(found[offsets].sort().values, numbers.flatten()):
+            return None
+        places = torch.empty(elements, dtype=torch.int64, device=cache.device)
+        places[found[offsets]] = offsets
+        return Layout(places.view(shape), cache[0].numel())
+
+
+def slots_of(
+    blocks: torch.Tensor, block_size: int, start: int, stop: int
+) -> torch.Tensor:
+    """Slots of positions ``[start, stop)`` of a sequence with these blocks: int64.
+
+    Args:
+        blocks: int64 [B], ids in order; the result is on their device.
+    """
+    positions = torch.arange(start, stop, device=blocks.device)
+    return blocks[positions // block_size] * block_size + positions % block_size

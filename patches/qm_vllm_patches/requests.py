@@ -1,0 +1,152 @@
+"""Requests of vLLM's scheduler: read when they arrive, shrunk before any block is allocated."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.request import Request
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """A request as the plug-in needs it, and the handle that edits it.
+
+    Attributes:
+        tokens: of the prompt. token_ids: None where it has embeddings instead.
+        extra_args: of its sampling parameters; generates: it has such parameters at all.
+        salt: its own cache salt.
+    """
+
+    request_id: str
+    tokens: int
+    token_ids: list[int] | None
+    extra_args: dict[str, Any] | None
+    salt: str | None
+    generates: bool
+    has_embeddings: bool
+    multimodal: bool
+    resumable: bool
+    lora: bool
+    prompt_logprobs: bool
+    handle: RequestHandle
+
+
+class RequestHandle:
+    """Edits one waiting request that holds no blocks."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    @property
+    def skips_cache(self) -> bool:
+        """It shall not read the prefix cache."""
+        return bool(self.request.skip_reading_prefix_cache)
+
+    @skips_cache.setter
+    def skips_cache(self, value: bool) -> None:
+        self.request.skip_reading_prefix_cache = value
+
+    @property
+    def started(self) -> bool:
+        """It has computed or generated something, or holds blocks."""
+        return bool(self.request.num_computed_tokens or self.request.num_output_tokens)
+
+    @property
+    def answered(self) -> bool:
+        """It has generated tokens."""
+        return bool(self.request.num_output_tokens)
+
+    def resize(self, token_ids: Sequence[int], salt: str | None) -> None:
+        """Replace the prompt.
+
+        Args:
+            token_ids: the new prompt (the kept ids, order kept).
+            salt: of its block hashes from now on.
+
+        Raises:
+            RuntimeError: the request has already started.
+        """
+        request = self.request
+        if self.started:
+            raise RuntimeError(f"request {request.request_id} has started; it cannot be resized")
+        # A new list: the in-process engine shares the old one with its frontend.
+        request.prompt_token_ids = list(token_ids)
+        # In place: a read-only view wraps this list.
+        request._all_token_ids[:] = token_ids
+        request.num_prompt_tokens = len(token_ids)
+        self.resalt(salt)
+
+    def resalt(self, salt: str | None) -> None:
+        """Give the request's blocks other hashes (its KV is no longer what the salt stood for)."""
+        request = self.request
+        request.cache_salt = salt
+        request.block_hashes = []
+        request._prompt_embeds_per_block_hashes = {}
+        request.update_block_hashes()
+
+
+def arrival(request: Request) -> Arrival:
+    """Read a request that has just been added to the scheduler."""
+    params, ids = request.sampling_params, request.prompt_token_ids
+    return Arrival(
+        request_id=request.request_id,
+        tokens=request.num_prompt_tokens,
+        token_ids=None if ids is None else list(ids),
+        extra_args=None if params is None else params.extra_args,
+        salt=request.cache_salt,
+        generates=params is not None,
+        has_embeddings=ids is None or request.prompt_embeds is not None,
+        multimodal=bool(request.mm_features),
+        resumable=bool(request.resumable),
+        lora=request.lora_request is not None,
+        prompt_logprobs=params is not None and params.prompt_logprobs is not None,
+        handle=RequestHandle(request),
+    )
+
+
+def self_check(kept: Sequence[int] = (0, 2, 3, 7)) -> str | None:
+    """Resize a request, and one back, and compare them with requests that were built so.
+
+    Returns:
+        None, or a sentence that names the attributes which this vLLM handles differently.
+    """
+    source = list(range(100, 110))
+    chosen = [source[i] for i in kept]
+
+    def build(ids: list[int]) -> Request:
+        params = SamplingParams(max_tokens=4)
+        return Request("check", ids, params, None, arrival_time=0.0, block_hasher=_hasher)
+
+    resized, restored = build(list(source)), build(list(source))
+    RequestHandle(resized).resize(chosen, None)
+    RequestHandle(restored).resize(chosen, "salt")
+    RequestHandle(restored).resize(source, None)
+    skip = {"sampling_params", "_block_hasher", "prefill_stats"}
+    different = sorted({
+        name
+        for made, expected in ((resized, build(chosen)), (restored, build(source)))
+        for name in vars(expected)
+        if name not in skip and _plain(vars(expected)[name]) != _plain(vars(made).get(name))
+    })
+    if not different:
+        return None
+    return f"this vLLM's Request has state that resizing does not know: {', '.join(different)}"
+
+
+def _hasher(request: Request) -> list[bytes]:
+    size = 2
+    have = len(request.block_hashes)
+    ids = request._all_token_ids
+    return [
+        hashlib.sha256(repr(ids[: (i + 1) * size]).encode()).digest()
+        for i in range(have, len(ids) // size)
+    ]
+
+
+def _plain(value: object) -> object:
+    is_view = type(value).__name__ == "ConstantList"
+    return list(value) if is_view else value  # type: ignore[call-overload]

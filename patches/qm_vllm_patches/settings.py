@@ -1,0 +1,143 @@
+"""The settings of a starting engine, read from vLLM's configuration into plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from qm_vllm_patches.log import get_logger
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig, VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What is decided before a model runs.
+
+    Attributes:
+        options: the connector's own part of the configuration.
+        text_config: transformers' configuration of the decoder.
+        hidden_size, num_layers, num_kv_heads, head_size: one rank's part of it.
+        dtype, value_bytes: of a state.
+        cache_bytes: of a number in the KV cache. quantised: the cache holds other numbers than
+            the model computes with.
+        identity: what decides the KV of a prompt: model, revision, types.
+        has_lora, speculative, is_moe, uses_mla, expert_parallel, prefix_caching: as configured.
+    """
+
+    options: dict[str, Any]
+    architecture: str
+    text_config: Any
+    runner: str
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_size: int
+    dtype: Any
+    value_bytes: int
+    cache_bytes: int
+    quantised: bool
+    block_size: int
+    max_model_len: int
+    identity: tuple[Any, ...]
+    tensor_parallel: int
+    pipeline_parallel: int
+    context_parallel: int
+    data_parallel: int
+    expert_parallel: bool
+    is_moe: bool
+    uses_mla: bool
+    has_lora: bool
+    speculative: bool
+    prefix_caching: bool
+    model: Any = field(repr=False, compare=False, default=None)
+
+
+@dataclass(frozen=True)
+class CacheFacts:
+    """The paged KV cache as it was laid out.
+
+    Attributes:
+        groups: of layers with block tables of their own.
+        block_bytes: of one block over all layers of this rank.
+        num_blocks: all of them.
+    """
+
+    groups: int
+    block_bytes: int
+    num_blocks: int
+
+
+def read_settings(config: VllmConfig) -> EngineSettings:
+    """Read an engine's configuration."""
+    model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
+    transfer = config.kv_transfer_config
+    own = model.dtype
+    stored = _cache_dtype(cache.cache_dtype, own)
+    return EngineSettings(
+        options={} if transfer is None else dict(transfer.kv_connector_extra_config),
+        architecture=model.architecture,
+        text_config=model.hf_text_config,
+        runner=model.runner_type,
+        hidden_size=model.get_hidden_size(),
+        num_layers=model.get_num_layers(parallel),
+        num_kv_heads=model.get_num_kv_heads(parallel),
+        head_size=model.get_head_size(),
+        dtype=own,
+        value_bytes=own.itemsize,
+        cache_bytes=stored.itemsize,
+        quantised=stored != own,
+        block_size=cache.block_size,
+        max_model_len=model.max_model_len,
+        identity=(model.model, model.revision, str(own), cache.cache_dtype, model.quantization),
+        tensor_parallel=parallel.tensor_parallel_size,
+        pipeline_parallel=parallel.pipeline_parallel_size,
+        context_parallel=max(
+            parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size
+        ),
+        data_parallel=parallel.data_parallel_size,
+        expert_parallel=parallel.enable_expert_parallel,
+        is_moe=model.is_moe,
+        uses_mla=model.use_mla,
+        has_lora=config.lora_config is not None,
+        speculative=config.speculative_config is not None,
+        prefix_caching=bool(cache.enable_prefix_caching),
+        model=model,
+    )
+
+
+def read_cache(config: KVCacheConfig) -> CacheFacts:
+    """Read how the KV cache was laid out."""
+    groups = config.kv_cache_groups
+    return CacheFacts(
+        groups=len(groups),
+        block_bytes=sum(
+            group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in groups
+        ),
+        num_blocks=config.num_blocks,
+    )
+
+
+def tokenizer_of(settings: EngineSettings) -> Any:
+    """The served model's tokenizer, or None where there is none."""
+    model: ModelConfig = settings.model
+    if model.skip_tokenizer_init:
+        return None
+    try:
+        from vllm.tokenizers import cached_tokenizer_from_config
+
+        return cached_tokenizer_from_config(model)
+    except Exception as error:
+        logger.warning("qm_vllm: no tokenizer here (%s); using bos and eos only", error)
+        return None
+
+
+def _cache_dtype(name: str, own: Any) -> Any:
+    """torch's type of the numbers in the cache."""
+    from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
+
+    return own if name == "auto" else STR_DTYPE_TO_TORCH_DTYPE.get(name, own)

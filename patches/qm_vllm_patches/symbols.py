@@ -1,0 +1,185 @@
+"""Every name of vLLM that this project uses, with the file of this package that uses it.
+
+A test walks the syntax trees: a name that is imported, or an attribute that is read from one of
+the classes below, and is not listed here fails it, and so does a listed one that nobody uses.
+:mod:`.checks` looks each of them up when an engine starts.
+
+A vLLM that names something otherwise is served by a branch in the file that uses it; what differs
+between versions is nobody else's business.
+"""
+
+from __future__ import annotations
+
+MIN_VERSION, BELOW_VERSION = (0, 32), (0, 33)
+
+CONNECTOR = "vllm.distributed.kv_transfer.kv_connector.v1.base"
+METRICS = "vllm.distributed.kv_transfer.kv_connector.v1.metrics"
+
+IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
+    CONNECTOR: (
+        ("KVConnectorBase_V1", "KVConnectorHandshakeMetadata", "KVConnectorMetadata",
+         "KVConnectorRole", "KVConnectorWorkerMetadata", "SupportsHMA"),
+        "connector.py, messages.py",
+    ),
+    METRICS: (("KVConnectorPromMetrics", "KVConnectorStats"), "metrics.py, connector.py"),
+    "vllm.config": (("ModelConfig", "VllmConfig"), "settings.py, connector.py"),
+    "vllm.forward_context": (("ForwardContext",), "connector.py"),
+    "vllm.sampling_params": (("SamplingParams",), "requests.py"),
+    "vllm.v1.request": (("Request",), "requests.py, connector.py"),
+    "vllm.v1.core.block_pool": (("BlockPool",), "block_pool.py, connector.py"),
+    "vllm.v1.core.kv_cache_utils": (("KVCacheBlock",), "block_pool.py"),
+    "vllm.v1.core.kv_cache_manager": (("KVCacheBlocks",), "connector.py"),
+    "vllm.v1.core.sched.output": (("SchedulerOutput",), "connector.py"),
+    "vllm.v1.kv_cache_interface": (("KVCacheConfig",), "settings.py, connector.py"),
+    "vllm.v1.outputs": (("KVConnectorOutput",), "connector.py"),
+    "vllm.distributed": (
+        ("get_tensor_model_parallel_world_size", "get_tp_group", "model_parallel_is_initialized",
+         "tensor_model_parallel_all_gather"),
+        "ranks.py",
+    ),
+    "vllm.distributed.kv_transfer": (
+        ("get_kv_transfer_group", "has_kv_transfer_group"), "worker.py",
+    ),
+    "vllm.platforms": (("current_platform",), "worker.py"),
+    "vllm.tokenizers": (("cached_tokenizer_from_config",), "settings.py"),
+    "vllm.utils.torch_utils": (("STR_DTYPE_TO_TORCH_DTYPE",), "settings.py"),
+    "vllm.v1.worker.cpu_worker": (("CPUWorker",), "worker.py"),
+    "vllm.v1.worker.gpu_worker": (("Worker",), "worker.py"),
+}
+"""Module to the names taken from it and the files that take them. Without one of these no engine
+starts with the plug-in (of the workers, the platform's own is needed)."""
+
+OPTIONAL: dict[str, tuple[tuple[str, ...], str]] = {
+    "vllm._custom_ops": (
+        ("cpu_attn_reshape_and_cache", "cpu_attn_get_scheduler_metadata",
+         "cpu_attention_with_kv_cache"),
+        "kernels.py",
+    ),
+    "vllm.v1.attention.backends.cpu_attn": (("_get_attn_isa",), "kernels.py"),
+    "vllm.v1.attention.backends.fa_utils": (("get_flash_attn_version",), "kernels.py"),
+    "vllm.vllm_flash_attn": (("flash_attn_varlen_func",), "kernels.py"),
+    "vllm.v1.worker.xpu_worker": (("XPUWorker",), "worker.py"),
+}
+"""Fast paths and other platforms: without one, torch's own way is taken."""
+
+ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
+    "vllm": (("LLM", "ModelRegistry", "SamplingParams", "__version__"), "llm.py, models.py"),
+    "vllm.entrypoints.cli.serve": (("ServeSubcommand",), "llm.py"),
+    "vllm.logger": (("configure_logging_from_args",), "llm.py"),
+    "vllm.utils.argparse_utils": (("FlexibleArgumentParser",), "llm.py"),
+    "vllm.model_executor.layers.activation": (("SiluAndMul",), "fused_ops.py"),
+    "vllm.model_executor.layers.layernorm": (("RMSNorm",), "fused_ops.py"),
+    "vllm.model_executor.models.llama": (("LlamaForCausalLM",), "served_prior.py"),
+    "vllm.model_executor.models.utils": (("WeightsMapper",), "served_prior.py"),
+}
+"""Used by commands, by the prior, or when a model is looked into, which fails with a sentence."""
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "Request": (
+        "_all_token_ids", "_prompt_embeds_per_block_hashes", "block_hashes", "cache_salt",
+        "lora_request", "mm_features", "num_computed_tokens", "num_output_tokens",
+        "num_prompt_tokens", "prompt_embeds", "prompt_token_ids", "request_id", "resumable",
+        "sampling_params", "skip_reading_prefix_cache", "update_block_hashes",
+    ),
+    "SamplingParams": ("extra_args", "prompt_logprobs"),
+    "BlockPool": (
+        "cache_full_blocks", "enable_caching", "free_blocks", "get_new_blocks",
+        "get_num_free_blocks", "num_gpu_blocks", "reset_prefix_cache",
+    ),
+    "KVCacheBlock": ("block_id",),
+    "KVCacheBlocks": ("get_block_ids",),
+    "KVConnectorOutput": ("kv_connector_worker_meta",),
+    "KVConnectorRole": ("SCHEDULER",),
+    "KVCacheConfig": ("kv_cache_groups", "num_blocks"),
+    "VllmConfig": (
+        "cache_config", "kv_transfer_config", "lora_config", "model_config", "parallel_config",
+        "speculative_config",
+    ),
+    "ModelConfig": (
+        "architecture", "dtype", "get_head_size", "get_hidden_size", "get_num_kv_heads",
+        "get_num_layers", "hf_text_config", "is_moe", "max_model_len", "model", "quantization",
+        "revision", "runner_type", "skip_tokenizer_init", "use_mla",
+    ),
+    "ParallelConfig": (
+        "data_parallel_size", "decode_context_parallel_size", "enable_expert_parallel",
+        "pipeline_parallel_size", "prefill_context_parallel_size", "tensor_parallel_size",
+    ),
+    "CacheConfig": (
+        "block_size", "cache_dtype", "enable_prefix_caching", "kv_cache_memory_bytes",
+    ),
+    "KVTransferConfig": ("kv_connector_extra_config",),
+    "KVCacheGroupSpec": ("kv_cache_spec", "layer_names"),
+    "KVCacheSpec": ("page_size_bytes",),
+    "Worker": (
+        "determine_available_memory", "device", "initialize_from_config", "model_runner",
+        "vllm_config",
+    ),
+    "ModelRunner": ("get_model",),
+    "Attention": (
+        "head_size", "impl", "layer_name", "num_heads", "num_kv_heads", "sliding_window",
+    ),
+    "AttentionImpl": ("alibi_slopes", "do_kv_cache_update", "logits_soft_cap", "scale", "sinks"),
+    "DecoderLayer": ("ada_rms_norm_t_cond", "forward", "self_attn"),
+    "DecoderAttention": ("attn", "dual_chunk_attention_config", "rotary_emb"),
+    "DecoderModel": ("embed_input_ids", "layers", "model"),
+    "CustomOp": ("_forward_method", "forward_cpu", "forward_cuda", "forward_native", "op"),
+    "RMSNorm": ("has_weight", "variance_epsilon", "variance_size_override", "weight"),
+    "RotaryEmbedding": ("cos_sin_cache",),
+    "Platform": ("device_type", "is_rocm"),
+    "GroupCoordinator": ("cpu_group",),
+    "KVConnectorBase_V1": ("_get_connector_metadata", "_vllm_config"),
+    "KVConnectorPromMetrics": (
+        "_counter_cls", "_gauge_cls", "_histogram_cls", "per_engine_labelvalues",
+    ),
+    "KVConnectorStats": ("data",),
+    "LLM": ("llm_engine",),
+    "LLMEngine": ("engine_core", "model_config"),
+    "EngineCoreClient": ("shutdown",),
+    "ServeSubcommand": ("cmd", "subparser_init", "validate"),
+    "LlamaForCausalLM": ("config", "load_weights"),
+    "WeightsMapper": ("apply",),
+}
+"""Class (or the part it plays, where models differ) to what is read from it or called on it."""
+
+HOOKS: dict[str, int | None] = {
+    "bind_gpu_block_pool": 1,
+    "set_xfer_handshake_metadata": 1,
+    "on_new_request": 1,
+    "get_num_new_matched_tokens": 2,
+    "update_state_after_alloc": 3,
+    "build_connector_meta": 1,
+    "update_connector_output": 1,
+    "request_finished": 2,
+    "request_finished_all_groups": 2,
+    "register_kv_caches": 1,
+    "get_handshake_metadata": 0,
+    "start_load_kv": 1,
+    "wait_for_layer_load": 1,
+    "save_kv_layer": None,
+    "wait_for_save": 0,
+    "get_block_ids_with_load_errors": 0,
+    "build_connector_worker_meta": 0,
+    "reset_cache": 0,
+    "get_kv_connector_stats": 0,
+    "build_kv_connector_stats": 1,
+    "build_prom_metrics": 4,
+}
+"""Methods of the connector that vLLM calls and this project overrides, with how many values it
+passes (None: any). ``self`` and the class are not counted."""
+
+CALLS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
+    ("vllm.v1.request", "Request.update_block_hashes", 1, ()),
+    ("vllm.v1.core.block_pool", "BlockPool.get_new_blocks", 2, ()),
+    ("vllm.v1.core.block_pool", "BlockPool.get_num_free_blocks", 1, ()),
+    ("vllm.v1.core.block_pool", "BlockPool.free_blocks", 2, ()),
+    ("vllm.v1.core.block_pool", "BlockPool.reset_prefix_cache", 1, ()),
+    ("vllm.v1.core.block_pool", "BlockPool.cache_full_blocks", 1,
+     ("request", "blocks", "num_cached_blocks", "num_full_blocks", "block_size",
+      "kv_cache_group_id")),
+    ("vllm.v1.core.kv_cache_manager", "KVCacheBlocks.get_block_ids", 1, ()),
+    ("vllm.v1.worker.gpu_worker", "Worker.initialize_from_config", 2, ()),
+    ("vllm.v1.worker.gpu_worker", "Worker.determine_available_memory", 1, ()),
+    ("vllm.v1.worker.gpu_worker", "Worker.get_model", 1, ()),
+    ("vllm.v1.worker.gpu_worker", "Worker.get_kv_connector_handshake_metadata", 1, ()),
+)
+"""(module, function, positional arguments with self, keywords): what is called, and with what."""

@@ -1,0 +1,77 @@
+"""The platform's own worker class, with two steps of its start-up overridden."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from qm_vllm_patches.settings import EngineSettings, read_settings
+
+WORKER_BASES = {
+    "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
+    "cuda": "vllm.v1.worker.gpu_worker.Worker",
+    "rocm": "vllm.v1.worker.gpu_worker.Worker",
+    "xpu": "vllm.v1.worker.xpu_worker.XPUWorker",
+}
+
+
+class WorkerHooks:
+    """Goes before a worker class of vLLM; a subclass fills in the two methods below."""
+
+    def memory_to_keep(self, settings: EngineSettings, available: int, *, profiled: bool) -> int:
+        """Bytes of the KV cache's memory that the plug-in needs.
+
+        Args:
+            available: bytes that vLLM would give to the KV cache.
+            profiled: they were measured, so what is kept is really free; else the user or the
+                platform named them.
+        """
+        raise NotImplementedError
+
+    def model_loaded(
+        self, connector: Any, settings: EngineSettings, model: Any, device: Any
+    ) -> None:
+        """The model and its KV cache are there.
+
+        Args:
+            connector: vLLM's KV connector of this worker; None where there is none.
+            model: the loaded torch module.
+        """
+        raise NotImplementedError
+
+    def determine_available_memory(self) -> int:
+        """KV-cache bytes, less what the plug-in keeps."""
+        available: int = super().determine_available_memory()  # type: ignore[misc]
+        config: Any = self.vllm_config  # type: ignore[attr-defined]
+        explicit = config.cache_config.kv_cache_memory_bytes is not None
+        profiled = self.device.type != "cpu" and not explicit  # type: ignore[attr-defined]
+        kept = self.memory_to_keep(read_settings(config), available, profiled=profiled)
+        return max(0, available - kept)
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """Also hands over the model."""
+        super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+        from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+        connector = get_kv_transfer_group() if has_kv_transfer_group() else None
+        config: Any = self.vllm_config  # type: ignore[attr-defined]
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        self.model_loaded(connector, read_settings(config), model, self.device)  # type: ignore[attr-defined]
+
+
+def worker_class(name: str, hooks: type[WorkerHooks], module: str) -> type:
+    """The worker class that vLLM would have chosen here, behind the hooks.
+
+    Raises:
+        RuntimeError: the platform has no worker that is known.
+    """
+    from vllm.platforms import current_platform
+
+    kind = "rocm" if current_platform.is_rocm() else current_platform.device_type
+    if kind not in WORKER_BASES:
+        raise RuntimeError(
+            f"qm_vllm has no worker for platform {kind!r}; supported: {', '.join(WORKER_BASES)}"
+        )
+    place, _, base_name = WORKER_BASES[kind].rpartition(".")
+    base = getattr(importlib.import_module(place), base_name)
+    return type(name, (hooks, base), {"__module__": module})

@@ -1,0 +1,87 @@
+"""What the plug-in counts in the scheduler's process, step by step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from qm_vllm_patches.metrics import StatsBase
+
+
+@dataclass
+class Tally:
+    """Counts since the last :meth:`take`; plain numbers, so that they travel between processes."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    gauges: dict[str, int] = field(default_factory=dict)
+
+    def untouched(self, kind: str) -> None:
+        """A request went to plain vLLM, for a reason of this kind."""
+        self.fallbacks[kind] += 1
+
+    def compressed(self, source: int, kept: int, block_size: int) -> None:
+        """A request was resized from ``source`` to ``kept`` tokens."""
+        self.counts["compressed"] += 1
+        self.counts["source_tokens"] += source
+        self.counts["kept_tokens"] += kept
+        self.counts["blocks_saved"] += -(-source // block_size) - -(-kept // block_size)
+
+    def job(self, seconds: float | None) -> None:
+        """A job ended: its worker seconds, or None if it failed."""
+        self.counts["jobs" if seconds is not None else "jobs_failed"] += 1
+        if seconds is not None:
+            self.seconds.append(seconds)
+
+    def level(self, **gauges: int) -> None:
+        """Set gauges; a change alone is worth reporting."""
+        self.gauges |= gauges
+
+    def take(self) -> QuickMergeStats | None:
+        """What was counted since the last call, or None if nothing was."""
+        data: dict[str, Any] = {
+            "counts": dict(self.counts), "fallbacks": dict(self.fallbacks),
+            "seconds": list(self.seconds), "gauges": dict(self.gauges),
+        }
+        self.counts.clear()
+        self.fallbacks.clear()
+        self.seconds.clear()
+        self.gauges.clear()
+        stats = QuickMergeStats(data)
+        return None if stats.is_empty() else stats
+
+
+class QuickMergeStats(StatsBase):
+    """One or more takes, added up."""
+
+    def reset(self) -> None:
+        self.data = {}
+
+    def is_empty(self) -> bool:
+        return not any(self.data.values())
+
+    def aggregate(self, other: StatsBase) -> QuickMergeStats:
+        merged: dict[str, Any] = {
+            name: dict(Counter(self.data.get(name, {})) + Counter(other.data.get(name, {})))
+            for name in ("counts", "fallbacks")
+        }
+        merged["seconds"] = [*self.data.get("seconds", ()), *other.data.get("seconds", ())]
+        merged["gauges"] = self.data.get("gauges", {}) | other.data.get("gauges", {})
+        return QuickMergeStats(merged)
+
+    def reduce(self) -> dict[str, int | float]:
+        """The figures of vLLM's periodic log line."""
+        counts, seconds = Counter(self.data.get("counts", {})), self.data.get("seconds", [])
+        line: dict[str, int | float] = {
+            "compressed requests": counts["compressed"],
+            "untouched requests": sum(self.data.get("fallbacks", {}).values()),
+            "source tokens": counts["source_tokens"],
+            "kept tokens": counts["kept_tokens"],
+            "blocks saved": counts["blocks_saved"],
+            "memo hits": counts["memo_hits"],
+        }
+        if seconds:
+            line["mean job seconds"] = round(sum(seconds) / len(seconds), 3)
+        return line
