@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Annotated
 
@@ -22,7 +21,6 @@ from qm_vllm.cli.common import (
 )
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
-from qm_vllm.http_options import CONFIG_VARIABLE
 from qm_vllm.processor import computes_bf16
 from qm_vllm_patches import llm
 
@@ -104,7 +102,6 @@ def serve(
         if not chosen and not computes_bf16():
             errors().print("This CPU does not multiply bfloat16: adding --dtype float32.")
             arguments += ["--dtype", "float32"]
-        os.environ[CONFIG_VARIABLE] = json.dumps(config.to_dict())
         start_server(arguments)
 
 
