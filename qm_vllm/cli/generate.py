@@ -11,23 +11,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qm_vllm import local_engine
 from qm_vllm.cli.batch_lines import Item, Problem, finished_ids, id_key, read_items, result_line
-from qm_vllm.cli.common import (
-    AlphaOption,
-    MaxErrorOption,
-    MaxKeptOption,
-    PresetOption,
-    QueryVisibleOption,
-    RatioOption,
-    configuration,
-    errors,
-    sentences,
-)
+from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.option_flags import takes_options
+from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
 from qm_vllm.reports import report_of
 
 Ready = tuple[Item, list[int]]
 
 
+@takes_options(
+    "ratio", "max_kept", "alpha", "max_error", "preset", "min_tokens", "query_visible",
+    "calibration",
+)
 def generate(
     model: Annotated[str, typer.Option(help="Model folder or name.")],
     input_file: Annotated[
@@ -36,18 +32,8 @@ def generate(
     output_file: Annotated[
         Path, typer.Option("--output", help="Results, a line each; ids in it are not run again.")
     ],
-    ratio: RatioOption = None,
-    max_kept: MaxKeptOption = None,
-    alpha: AlphaOption = None,
-    max_error: MaxErrorOption = None,
-    preset: PresetOption = None,
-    min_tokens: Annotated[
-        int | None, typer.Option(help="Prompts shorter than this pass untouched.")
-    ] = None,
-    query_visible: QueryVisibleOption = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="JSON file of `qm-vllm calibrate` for this model.")
-    ] = None,
+    *,
+    config: QuickMergeConfig,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     max_model_len: Annotated[
@@ -62,16 +48,6 @@ def generate(
 ) -> None:
     """Run a file of prompts; safe to interrupt and to start again."""
     with sentences():
-        config = configuration(
-            ratio=ratio,
-            max_kept=max_kept,
-            alpha=alpha,
-            max_error=max_error,
-            preset=preset,
-            min_tokens=min_tokens,
-            query_visible=query_visible,
-            calibration=calibration,
-        )
         items, problems, skipped = plan(input_file, output_file)
         written = 0
         try:

@@ -135,6 +135,54 @@ def test_options_of_the_server_reach_the_engine(run):
     assert "preset='x' is unknown; allowed: cache" in run("serve", "m", "--preset", "x").output
 
 
+def test_every_option_of_the_configuration_is_a_flag_of_the_server(run):
+    given = {
+        "min_tokens": 300, "ratio": 0.5, "max_kept": 900, "alpha": 0.4, "max_error": 0.2,
+        "min_kept": 2, "protect_first": 5, "protect_last": 33, "protect_ranges": [[100, 140]],
+        "keep_roles": ["system", "user"], "saliency": "ned", "encoder_layers": 9,
+        "window_layers": 3, "score_layers": [2, 5], "logit_scale": 20.0, "grouping": "knn",
+        "merge": "mean", "epsilon": 0.1, "delivery": "prefill", "positions": "compact",
+        "encoder_chunk_tokens": 512, "max_source_tokens": 4000, "max_live_jobs": 2,
+        "job_memory_share": 0.2, "memo_bytes": 1000, "allow_options": ["details", "saliency"],
+    }
+    flags = {"enabled": "--off", "protect_special": "--no-protect-special",
+             "query_visible": "--query-blind", "details": "--details",
+             "encoder_batch": "--encoder-batch"}
+    arguments = list(flags.values())
+    for name, value in given.items():
+        text = value if not isinstance(value, list) else (
+            ",".join(value) if isinstance(value[0], str) else json.dumps(value)
+        )
+        arguments += ["--" + name.replace("_", "-"), str(text)]
+    result = run("serve", "m", *arguments, "--show-arguments")
+    assert result.exit_code == 0, result.output
+    extra = json.loads(result.output.splitlines()[3])["kv_connector_extra_config"]["quickmerge"]
+    assert {name: extra[name] for name in given} == given
+    defaults = QuickMergeConfig().to_dict()
+    assert {name: extra[name] for name in flags} == {n: not defaults[n] for n in flags}
+    assert set(given) | set(flags) | {"calibration"} == set(extra)
+
+
+@pytest.mark.parametrize(("command", "flags"), [
+    ("demo", ("--ratio",)),
+    ("generate", ("--ratio", "--max-kept", "--alpha", "--max-error", "--preset", "--min-tokens",
+                  "--query-visible", "--query-blind", "--calibration")),
+    ("inspect", ("--ratio", "--max-kept", "--alpha", "--max-error", "--preset", "--saliency",
+                 "--query-visible", "--query-blind")),
+])
+def test_commands_have_the_options_that_they_use(run, monkeypatch, command, flags):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = run(command, "--help").output
+    assert [flag for flag in flags if flag not in shown] == []
+    assert "--job-memory-share" not in shown
+
+
+def test_a_flag_with_a_list_that_is_none_is_a_sentence(run):
+    result = run("serve", "m", "--score-layers", "five", "--show-arguments")
+    assert result.exit_code == 1
+    assert "--score-layers='five' is not a JSON list" in " ".join(result.output.split())
+
+
 def test_a_request_without_a_report_means_the_plug_in_is_off():
     with pytest.raises(UserError, match="not active"):
         report_of(SimpleNamespace(kv_transfer_params=None))
