@@ -120,6 +120,58 @@ def test_generate_with_nothing_left_to_do(run, tmp_path):
     assert "1 were in the output already" in result.output
 
 
+class FakeEngine:
+    """Says "ok" to every prompt, and stops after so many batches."""
+
+    def __init__(self, batches):
+        self.batches, self.sizes = batches, []
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=99))
+
+    def get_tokenizer(self):
+        return SimpleNamespace(encode=str.split, chat_template=None)
+
+    def generate(self, prompts, params, use_tqdm):
+        if len(self.sizes) == self.batches:
+            raise RuntimeError("EngineCore died")
+        self.sizes.append(len(prompts))
+        return [
+            SimpleNamespace(outputs=[SimpleNamespace(text="ok", finish_reason="stop")],
+                            kv_transfer_params={"quickmerge": {}})
+            for _ in prompts
+        ]
+
+
+def test_generate_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
+    source, target = tmp_path / "in", tmp_path / "out"
+    lines = [json.dumps({"id": i, "prompt": "x"}) for i in range(10)]
+    source.write_text("\n".join([*lines[:7], "nonsense", *lines[7:], lines[3], ""]))
+    arguments = ("generate", "--model", "m", "--input", str(source), "--output", str(target),
+                 "--batch-size", "4", "--ratio", "0.3")
+    engines = [FakeEngine(1), FakeEngine(9)]
+    started = []
+
+    def start(model, config, **options):
+        started.append(config)
+        return engines[len(started) - 1]
+
+    monkeypatch.setattr("qm_vllm.local_engine.start", start)
+    monkeypatch.setattr("qm_vllm.local_engine.sampling", lambda *args, **more: None)
+    first = run(*arguments)
+    assert first.exit_code == 1
+    assert "it goes on from here" in " ".join(first.output.split())
+    assert target.read_text().count("\n") == 4
+    second = run(*arguments)
+    assert second.exit_code == 1
+    assert "line 8: not valid JSON" in second.output
+    assert "line 12: the id 3 stands on line 4 already" in second.output
+    assert "6 written, 2 failed, 4 were in the output already" in second.output
+    assert [json.loads(line)["id"] for line in target.open()] == list(range(10))
+    assert [engine.sizes for engine in engines] == [[4], [4, 2]]
+    third = run(*arguments)
+    assert "0 written, 2 failed, 10 were in the output already" in third.output
+    assert started == [QuickMergeConfig(ratio=0.3)] * 2
+
+
 def test_a_configuration_takes_only_what_was_given():
     assert configuration(ratio=None, min_tokens=9) == QuickMergeConfig(min_tokens=9)
     assert configuration("cache", ratio=None) == QuickMergeConfig.preset("cache")
