@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from qm_vllm.calibration import Calibration, ModelShape
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.http_options import RefuseBadOptions
-from qm_vllm_patches.server import ServedEngine, served_engine
-
-MODEL = SimpleNamespace(
-    architectures=["LlamaForCausalLM"], num_hidden_layers=12, hidden_size=64,
-    num_attention_heads=4, num_key_value_heads=2, vocab_size=512,
-)
-
-
-def application(config: QuickMergeConfig | None, model=MODEL):
-    """What vLLM's server puts into the scope of a request; None: an engine without connector."""
-    extra = {"kv_connector_extra_config": {"quickmerge": config.to_dict()}} if config else None
-    return SimpleNamespace(state=SimpleNamespace(vllm_config=SimpleNamespace(
-        kv_transfer_config=SimpleNamespace(**extra) if extra else None,
-        model_config=SimpleNamespace(hf_text_config=model, max_model_len=4096),
-    )))
+from tests.unit.fake_server import MODEL, application
 
 
 def ask(
@@ -183,16 +168,6 @@ def test_the_engine_is_read_once_it_is_there():
     app = application(QuickMergeConfig(allow_options="all"))
     assert middleware._rules_of({"app": app}).allows("details")
     assert middleware._rules_of({}).allows("details")
-
-
-def test_what_an_application_says_of_its_engine():
-    config = QuickMergeConfig(ratio=0.3)
-    found = served_engine({"app": application(config)}, "quickmerge")
-    assert found == ServedEngine(config.to_dict(), MODEL, 4096)
-    assert served_engine({"app": application(config)}, "other").options == {}
-    for app in (None, object(), SimpleNamespace(state=SimpleNamespace()), application(None)):
-        assert served_engine({"app": app}, "quickmerge") is None
-    assert served_engine({}, "quickmerge") is None
 
 
 def test_too_many_ranges_are_refused():
