@@ -2,24 +2,26 @@
 
 vLLM hands ``vllm_xargs`` to the engine unread. Without this class a request with a bad option is
 served uncompressed, and its report says why; with it, the client learns at once. ``qm-vllm serve``
-switches it on (vLLM's ``--middleware``).
+and the flags of :func:`qm_vllm.engine_cli_args` switch it on (vLLM's ``--middleware``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from qm_vllm.config import ConfigError, QuickMergeConfig
+from qm_vllm.api import CONFIG_KEY
+from qm_vllm.client_rules import ClientRules
+from qm_vllm.config import ConfigError
 from qm_vllm.request_options import check_ranges, parse_request_args
+from qm_vllm_patches.server import served_engine
 
-CONFIG_VARIABLE = "QM_VLLM_SERVER_CONFIG"
-"""Environment variable with the server's configuration as JSON; the defaults if it is not set."""
-MARKS = (b"qm_", b"quickmerge")
-"""A body without any of these has no options of ours and is not parsed."""
+MARKS = re.compile(rb"qm_|quickmerge|\\u00[2-7]|\0")
+"""A body without any of these has no options of ours and is not parsed. The last two are other
+ways to write our names: escapes of ASCII characters, and UTF-16 or UTF-32."""
 
 PROMPT_FIELDS = (
     "model", "prompt", "messages", "add_special_tokens", "add_generation_prompt",
@@ -35,13 +37,15 @@ Send = Callable[[Message], Awaitable[None]]
 class RefuseBadOptions:
     """Answers 400 with the option's name and what is allowed; everything else passes untouched.
 
-    Where a request has ``protect_ranges``, the server's own ``/tokenize`` is asked how long the
-    prompt is, so that ranges outside it are refused too.
+    What is allowed depends on the engine's own configuration and model, which are read from the
+    server's application at the first request with options. Where a request has
+    ``protect_ranges``, the server's own ``/tokenize`` is asked how long the prompt is, so that
+    ranges outside it are refused too.
     """
 
     def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
-        self.base = QuickMergeConfig.from_dict(json.loads(os.environ.get(CONFIG_VARIABLE, "{}")))
+        self._rules: ClientRules | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -63,18 +67,27 @@ class RefuseBadOptions:
 
     async def _problem(self, scope: Any, body: bytes) -> str | None:
         """What is wrong with the options in a request's JSON body; None if nothing is."""
-        if not any(mark in body for mark in MARKS):
+        if not MARKS.search(body):
             return None
         content = _content(body)
         try:
-            given = _options(content)
-            config = self.base.override(given)
-            if "protect_ranges" in given:
-                async for length in self._lengths(scope, content):
-                    check_ranges(config.protect_ranges, length)
+            for given in _options(content):
+                config = self._rules_of(scope).request(given)
+                if "protect_ranges" in given:
+                    async for length in self._lengths(scope, content):
+                        check_ranges(config.protect_ranges, length)
         except ConfigError as error:
             return str(error)
         return None
+
+    def _rules_of(self, scope: Any) -> ClientRules:
+        """The rules of the engine behind a request; those of the defaults where none is seen."""
+        if self._rules is None:
+            engine = served_engine(scope, CONFIG_KEY)
+            if engine is None:
+                return ClientRules.of({}, None)
+            self._rules = ClientRules.of(engine.options, engine.text_config)
+        return self._rules
 
     async def _lengths(self, scope: Any, content: dict[str, Any]) -> AsyncIterator[int]:
         """Tokens of each prompt or of the conversation, as far as the server says."""
@@ -125,16 +138,23 @@ def _content(body: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _options(content: dict[str, Any]) -> dict[str, Any]:
-    """Our options of a request, unchecked.
+def _options(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Our options of a request, unchecked, from each place that one of vLLM's endpoints reads.
 
     Raises:
         ConfigError: one of them is not what it should be at all.
     """
-    extra = content.get("vllm_xargs")
-    given = dict(extra) if isinstance(extra, dict) else {}
-    given["kv_transfer_params"] = content.get("kv_transfer_params")
-    return parse_request_args(given)
+    sampling = content.get("sampling_params")  # the endpoint that takes token ids
+    found = []
+    for extra in (
+        content.get("vllm_xargs"),
+        sampling.get("extra_args") if isinstance(sampling, dict) else None,
+    ):
+        given = dict(extra) if isinstance(extra, dict) else {}
+        if content.get("kv_transfer_params") is not None:
+            given["kv_transfer_params"] = content["kv_transfer_params"]
+        found.append(parse_request_args(given))
+    return [given for given in found if given]
 
 
 async def _refuse(send: Send, problem: str) -> None:

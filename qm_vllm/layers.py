@@ -42,3 +42,21 @@ def resolve_layers(config: QuickMergeConfig, num_layers: int) -> tuple[int, tupl
     if score[1] > depth:
         raise ConfigError(f"score_layers={score} must end at or below encoder_layers={depth}")
     return depth, score
+
+
+def check_layers(config: QuickMergeConfig, num_layers: int, *, window: bool) -> None:
+    """Check the layers that a request names against the model.
+
+    Args:
+        num_layers: layers of the model.
+        window: whether the request itself names ``window_layers``. One that only lowers E may
+            keep the engine's window: what is left of it is read.
+
+    Raises:
+        ConfigError: the model does not have these layers.
+    """
+    depth, _ = resolve_layers(config, num_layers)
+    if window and config.window_layers is not None and config.window_layers > depth:
+        raise ConfigError(
+            f"window_layers={config.window_layers} is more than encoder_layers={depth}"
+        )

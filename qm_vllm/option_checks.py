@@ -1,4 +1,4 @@
-"""Checks of single option values: the value in its proper type, or what is allowed."""
+"""Checks of option values: the value in its proper type, or a sentence on what is allowed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 MOST_MESSAGE = 600
 LARGEST = (1 << 31) - 1
+"""Most that a count of tokens, layers or jobs can be."""
 
 
 class ConfigError(ValueError):
@@ -32,12 +33,12 @@ def boolean(name: str, value: Any) -> bool:
     raise ConfigError(f"{name}={value!r} must be true or false")
 
 
-def integer(name: str, value: Any, low: int) -> int:
+def integer(name: str, value: Any, low: int, high: int = LARGEST) -> int:
     """A whole number of at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise ConfigError(f"{name}={value!r} must be a whole number >= {low}")
-    if value > LARGEST:
-        raise ConfigError(f"{name}={value!r} must be a whole number <= {LARGEST}")
+    if value > high:
+        raise ConfigError(f"{name}={value!r} must be a whole number <= {high}")
     if value < low or (isinstance(value, float) and not value.is_integer()):
         raise ConfigError(f"{name}={value!r} must be a whole number >= {low}")
     return int(value)
@@ -56,7 +57,7 @@ def real(name: str, value: Any, low: float, high: float, *, open_low: bool = Fal
 MOST_RANGES = 1000
 
 
-def ranges(value: Any, name: str = "protect_ranges") -> tuple[tuple[int, int], ...]:
+def ranges(name: str, value: Any) -> tuple[tuple[int, int], ...]:
     """Half-open (start, stop) pairs of positions."""
     if isinstance(value, (list, tuple)) and len(value) > MOST_RANGES:
         raise ConfigError(f"{name} has {len(value)} ranges; at most {MOST_RANGES} are allowed")
@@ -72,14 +73,62 @@ def ranges(value: Any, name: str = "protect_ranges") -> tuple[tuple[int, int], .
     return pairs
 
 
-def names(name: str, value: Any, allowed: tuple[str, ...]) -> str | tuple[str, ...]:
-    """Auto, or some of the allowed names: a sequence, or text with commas ("none": none)."""
-    if value == "auto":
-        return "auto"
+def pair(name: str, value: Any) -> tuple[int, int]:
+    """One half-open (start, stop) pair."""
+    (found,) = ranges(name, (value,))
+    return found
+
+
+def text(name: str, value: Any) -> str:
+    """The name of a file."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}={value!r} must be the name of a file")
+    return value
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """One of the allowed names."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} is unknown; allowed: {', '.join(allowed)}")
+    return str(value)
+
+
+def some(
+    name: str, value: Any, allowed: tuple[str, ...], others: tuple[str, ...] = ("none",)
+) -> tuple[str, ...]:
+    """Some of the allowed names, each once: a sequence, or text with commas ("none": none).
+
+    Args:
+        others: values that a message mentions beside the allowed names.
+    """
+    given = value
     if isinstance(value, str):
-        value = [] if value in ("", "none") else [part.strip() for part in value.split(",")]
-    if not isinstance(value, (list, tuple)) or any(one not in allowed for one in value):
+        given = [] if value in ("", "none") else [part.strip() for part in value.split(",")]
+    if not isinstance(given, (list, tuple)) or any(one not in allowed for one in given):
         raise ConfigError(
-            f"{name}={value!r} is unknown; allowed: auto, none, or some of {', '.join(allowed)}"
+            f"{name}={value!r} is unknown; allowed: {', '.join(others)}, or some of "
+            f"{', '.join(allowed)}"
         )
-    return tuple(one for one in allowed if one in value)
+    return tuple(one for one in allowed if one in given)
+
+
+def some_or_auto(name: str, value: Any, allowed: tuple[str, ...]) -> str | tuple[str, ...]:
+    """"auto", or what :func:`some` takes."""
+    return "auto" if value == "auto" else some(name, value, allowed, ("auto", "none"))
+
+
+def agree(config: Any) -> None:
+    """Raise ConfigError if two fields of a configuration contradict each other."""
+    score, depth = config.score_layers, config.encoder_layers
+    if score is not None and depth is not None and score[1] > depth:
+        raise ConfigError(f"score_layers={score} must end at or below encoder_layers={depth}")
+    if config.max_kept is None:
+        return
+    if config.min_kept > config.max_kept:
+        raise ConfigError(f"min_kept={config.min_kept} is larger than max_kept={config.max_kept}")
+    floor = config.protect_first + config.protect_last
+    if config.max_kept < floor:
+        raise ConfigError(
+            f"max_kept={config.max_kept} cannot hold the protected positions "
+            f"(protect_first + protect_last = {floor}); raise it or protect fewer"
+        )

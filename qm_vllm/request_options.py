@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from qm_vllm.config import ConfigError, QuickMergeConfig
+from qm_vllm.config import OPTIONS, ConfigError, QuickMergeConfig
 
+PREFIX = "qm_"
+"""Of an option's name among a request's other scalars."""
 MOST_CHARACTERS = 1 << 16
 """Of one option that travels as text."""
 
@@ -22,15 +23,11 @@ def request_args(**values: Any) -> dict[str, Any]:
         ConfigError: a name is unknown or fixed at engine start, or a value impossible.
     """
     checked = QuickMergeConfig().override(values)
-    result: dict[str, Any] = {}
-    for name in values:
-        value = getattr(checked, name) if name != "preset" else values[name]
-        if name in ("protect_ranges", "score_layers"):
-            value = json.dumps(value)
-        elif name == "keep_roles" and not isinstance(value, str):
-            value = ",".join(value) or "none"
-        result["qm_" + name] = value
-    return result
+    return {
+        f"{PREFIX}{name}": OPTIONS[name].as_text(getattr(checked, name))
+        if name in OPTIONS else value
+        for name, value in values.items()
+    }
 
 
 def parse_request_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -44,18 +41,14 @@ def parse_request_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     if isinstance(transfer, Mapping) and isinstance(transfer.get("quickmerge"), Mapping):
         values.update(transfer["quickmerge"])
     for name, value in extra_args.items():
-        if not name.startswith("qm_"):
+        if not name.startswith(PREFIX):
             continue
         if isinstance(value, str) and len(value) > MOST_CHARACTERS:
             raise ConfigError(
                 f"{name} has {len(value)} characters; at most {MOST_CHARACTERS} are allowed"
             )
-        if isinstance(value, str) and name[3:] in ("protect_ranges", "score_layers"):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{name}={value!r} is not a JSON list") from error
-        values[name[3:]] = value
+        field = name.removeprefix(PREFIX)
+        values[field] = OPTIONS[field].from_text(name, value) if field in OPTIONS else value
     return values
 
 

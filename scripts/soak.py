@@ -5,7 +5,7 @@
 
 Without --model a small random decoder is served (the engine's work without the model's); with
 ``--model embedded`` SmolLM2. float32, so that an answer can be compared with the same request's
-alone.
+alone. A server at --address must have been started with ``--allow-options all``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     )
     arguments = [
         str(model), "--served-model-name", "soaked", *FLAGS,
-        "--num-gpu-blocks-override", str(options.blocks),
+        "--num-gpu-blocks-override", str(options.blocks), "--allow-options", "all",
     ]
     log = options.json.with_suffix(".log") if options.json else folder / "log.txt"
     if not options.address:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,15 @@ class LineRefused(Exception):
     """A line breaks a rule; the message says which."""
 
 
-def read_items(path: Path) -> Iterator[Item | Problem]:
+def read_items(
+    path: Path, passed: Callable[[int], object] = lambda size: None
+) -> Iterator[Item | Problem]:
     """Parse the input line by line. Empty lines are skipped; a bad line ends nothing.
+
+    Of the lines before, only the ids are kept in memory.
+
+    Args:
+        passed: is called with the bytes of each line as it is read.
 
     Raises:
         UserError: the file cannot be opened.
@@ -51,6 +59,7 @@ def read_items(path: Path) -> Iterator[Item | Problem]:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     with file:
         for number, raw in enumerate(file, start=1):
+            passed(len(raw))
             if not raw.strip():
                 continue
             try:
@@ -62,6 +71,39 @@ def read_items(path: Path) -> Iterator[Item | Problem]:
                 yield item
             except LineRefused as refused:
                 yield Problem(number, str(refused))
+
+
+class Unfinished:
+    """The items of an input file whose ids an output does not hold, read as they are asked for.
+
+    To be iterated once.
+
+    Attributes:
+        problems: the bad lines so far. skipped: items so far that the output holds.
+        position: bytes read so far. size: bytes of the file; None where it has no length.
+    """
+
+    def __init__(self, path: Path, done: set[str]) -> None:
+        self.problems: list[Problem] = []
+        self.skipped = self.position = 0
+        self._path, self._done = path, done
+
+    @property
+    def size(self) -> int | None:
+        found = self._path.stat()
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def __iter__(self) -> Iterator[Item]:
+        for entry in read_items(self._path, self._pass):
+            if isinstance(entry, Problem):
+                self.problems.append(entry)
+            elif id_key(entry.id) in self._done:
+                self.skipped += 1
+            else:
+                yield entry
+
+    def _pass(self, size: int) -> None:
+        self.position += size
 
 
 def parse_line(number: int, raw: bytes | str) -> Item:
@@ -131,26 +173,23 @@ def finished_ids(path: Path) -> set[str]:
         return set()
     done: set[str] = set()
     try:
-        data = path.read_bytes()
-        lines = data.split(b"\n")
-        torn = lines.pop()
-        for number, raw in enumerate(lines, start=1):
-            key = _output_id(raw)
-            if key is None:
-                raise UserError(
-                    f"line {number} of {path} is not a result of this command; move the file "
-                    "away or name another --output"
-                )
-            done.add(key)
-        if torn:
-            key = _output_id(torn)
-            with path.open("r+b") as file:
-                if key is None:
-                    file.truncate(len(data) - len(torn))
-                else:
+        with path.open("r+b") as file:
+            for number, raw in enumerate(file, start=1):
+                key = _output_id(raw)
+                if key is not None:
                     done.add(key)
+                if raw.endswith(b"\n"):
+                    if key is None:
+                        raise UserError(
+                            f"line {number} of {path} is not a result of this command; move the "
+                            "file away or name another --output"
+                        )
+                elif key is not None:
                     file.seek(0, 2)
                     file.write(b"\n")
+                else:
+                    file.seek(-len(raw), 2)
+                    file.truncate()
     except OSError as error:
         raise UserError(f"cannot use {path} as output: {error.strerror}") from error
     return done

@@ -1,11 +1,11 @@
-"""What the commands share: errors as sentences, budget options, reports of requests."""
+"""What the commands share: errors as sentences, configurations, lists in options."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -13,33 +13,6 @@ from rich.console import Console
 from qm_vllm import calibration
 from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.errors import UserError
-from qm_vllm.presets import PRESETS
-
-RatioOption = Annotated[
-    float | None, typer.Option(help="Share of the prompt's tokens to keep, in (0, 1].")
-]
-MaxKeptOption = Annotated[
-    int | None, typer.Option(help="Keep at most this many tokens of a prompt.")
-]
-AlphaOption = Annotated[
-    float | None,
-    typer.Option(help="Keep tokens whose normalised saliency reaches this, in [0, 1]."),
-]
-MaxErrorOption = Annotated[
-    float | None,
-    typer.Option(help="Fewest tokens with which no head of the prompt's end reads something "
-                 "else by more than this, in [0, 1]; no measure of quality."),
-]
-PresetOption = Annotated[
-    str | None, typer.Option(help=f"Settings by name: {', '.join(PRESETS)}.")
-]
-QueryVisibleOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--query-visible/--query-blind",
-        help="Whether the choice may look at the end of the prompt.",
-    ),
-]
 
 
 def errors() -> Console:

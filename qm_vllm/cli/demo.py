@@ -16,7 +16,9 @@ from rich.table import Table
 from qm_vllm import local_engine
 from qm_vllm.assets import embedded
 from qm_vllm.assets.essay import Document, demo_document, own_document
-from qm_vllm.cli.common import configuration, errors, sentences
+from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.option_flags import takes_options
+from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
 from qm_vllm.processor import best_dtype
 from qm_vllm.reports import report_of
@@ -39,8 +41,10 @@ class Measurement:
     correct: bool | None
 
 
+@takes_options("ratio", ratio=0.33)
 def demo(
-    ratio: Annotated[float, typer.Option(help="Share of the tokens to keep, in (0, 1].")] = 0.33,
+    *,
+    config: QuickMergeConfig,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the figures to this file.")
     ] = None,
@@ -63,7 +67,6 @@ def demo(
     """Answer a question about a long text with plain vLLM and with a compressed prompt."""
     with sentences():
         document = own_document(text, question, answer) if text else _asked(question, answer)
-        config = configuration(ratio=ratio)
         if json_file is not None and not json_file.resolve().parent.is_dir():
             raise UserError(f"the folder of --json {json_file} does not exist; create it first")
         folder = model or embedded.ensure_model()

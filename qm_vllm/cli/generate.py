@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qm_vllm import local_engine
-from qm_vllm.cli.batch_lines import Item, Problem, finished_ids, id_key, read_items, result_line
-from qm_vllm.cli.common import (
-    AlphaOption,
-    MaxErrorOption,
-    MaxKeptOption,
-    PresetOption,
-    QueryVisibleOption,
-    RatioOption,
-    configuration,
-    errors,
-    sentences,
-)
+from qm_vllm.cli.batch_lines import Item, Problem, Unfinished, finished_ids, result_line
+from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.option_flags import takes_options
+from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
 from qm_vllm.reports import report_of
 
 Ready = tuple[Item, list[int]]
 
 
+@takes_options(
+    "ratio", "max_kept", "alpha", "max_error", "preset", "min_tokens", "query_visible",
+    "calibration",
+)
 def generate(
     model: Annotated[str, typer.Option(help="Model folder or name.")],
     input_file: Annotated[
@@ -36,18 +33,8 @@ def generate(
     output_file: Annotated[
         Path, typer.Option("--output", help="Results, a line each; ids in it are not run again.")
     ],
-    ratio: RatioOption = None,
-    max_kept: MaxKeptOption = None,
-    alpha: AlphaOption = None,
-    max_error: MaxErrorOption = None,
-    preset: PresetOption = None,
-    min_tokens: Annotated[
-        int | None, typer.Option(help="Prompts shorter than this pass untouched.")
-    ] = None,
-    query_visible: QueryVisibleOption = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="JSON file of `qm-vllm calibrate` for this model.")
-    ] = None,
+    *,
+    config: QuickMergeConfig,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     max_model_len: Annotated[
@@ -62,24 +49,17 @@ def generate(
 ) -> None:
     """Run a file of prompts; safe to interrupt and to start again."""
     with sentences():
-        config = configuration(
-            ratio=ratio,
-            max_kept=max_kept,
-            alpha=alpha,
-            max_error=max_error,
-            preset=preset,
-            min_tokens=min_tokens,
-            query_visible=query_visible,
-            calibration=calibration,
-        )
-        items, problems, skipped = plan(input_file, output_file)
+        unfinished = plan(input_file, output_file)
+        items = iter(unfinished)
+        first = next(items, None)  # no engine where there is nothing to run
         written = 0
+        failed: list[Problem] = []
         try:
             output = output_file.open("a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {output_file}: {error.strerror}") from error
         with output:
-            if items:
+            if first is not None:
                 with errors().status("Starting vLLM"):
                     llm = local_engine.start(
                         model,
@@ -90,44 +70,35 @@ def generate(
                         enforce_eager=eager,
                     )
                 try:
-                    ready, refused = _tokenise(llm, items)
-                    problems += refused
+                    refused: list[Problem] = []
+                    ready = tokenised(llm, chain([first], items), refused)
                     run = _runner(llm, max_tokens, temperature)
-                    written, failed = write_all(ready, run, output, batch_size)
-                    problems += failed
+                    written, failed = write_all(ready, run, output, batch_size, unfinished)
+                    failed += refused
                 finally:
                     local_engine.shut_down(llm)
-        _close(written, problems, skipped)
+        _close(written, unfinished.problems + failed, unfinished.skipped)
 
 
-def plan(input_file: Path, output_file: Path) -> tuple[list[Item], list[Problem], int]:
-    """What to run: items, bad lines, and how many ids the output holds already.
+def plan(input_file: Path, output_file: Path) -> Unfinished:
+    """What to run: the items of the input that the output does not hold already.
 
     Raises:
         UserError: a file cannot be read, or the output holds foreign lines.
     """
     if input_file.resolve() == output_file.resolve():
         raise UserError("--input and --output name the same file; name another --output")
-    done = finished_ids(output_file)
-    items: list[Item] = []
-    problems: list[Problem] = []
-    skipped = 0
-    for entry in read_items(input_file):
-        if isinstance(entry, Problem):
-            problems.append(entry)
-        elif id_key(entry.id) in done:
-            skipped += 1
-        else:
-            items.append(entry)
-    return items, problems, skipped
+    return Unfinished(input_file, finished_ids(output_file))
 
 
-def _tokenise(llm: Any, items: list[Item]) -> tuple[list[Ready], list[Problem]]:
-    """Token ids per item; prompts that do not fit or that the template refuses fall out."""
+def tokenised(llm: Any, items: Iterable[Item], problems: list[Problem]) -> Iterator[Ready]:
+    """Each item with its token ids, as they are asked for.
+
+    Args:
+        problems: gets the prompts that do not fit or that the template refuses.
+    """
     tokenizer = llm.get_tokenizer()
     limit = local_engine.max_model_len(llm)
-    ready: list[Ready] = []
-    problems: list[Problem] = []
     for item in items:
         try:
             if item.messages is not None:
@@ -143,8 +114,7 @@ def _tokenise(llm: Any, items: list[Item]) -> tuple[list[Ready], list[Problem]]:
             message = f"the prompt has {len(ids)} tokens and the engine takes fewer than {limit}"
             problems.append(Problem(item.line, f"{message}; shorten it or raise --max-model-len"))
         else:
-            ready.append((item, ids))
-    return ready, problems
+            yield item, ids
 
 
 def _runner(
@@ -164,23 +134,34 @@ def _runner(
 
 
 def write_all(
-    ready: list[Ready],
+    ready: Iterable[Ready],
     run: Callable[[list[Ready]], list[Any]],
     output: TextIO,
     batch_size: int,
+    source: Unfinished | None = None,
 ) -> tuple[int, list[Problem]]:
-    """Run in batches and write each as it ends.
+    """Run in batches and write each as it ends; no more than a batch is taken from ``ready``.
+
+    Args:
+        source: where the requests come from: how much of it is read moves the bar.
 
     Returns how many results were written, and the requests that failed.
     """
     written = 0
     problems: list[Problem] = []
+    requests = iter(ready)
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[written]} written"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=errors()) as progress:
-        task = progress.add_task("Generating", total=len(ready))
-        for batch in _batches(ready, batch_size):
+        total = source.size if source else None
+        task = progress.add_task("Generating", total=total, written=0)
+
+        def show() -> None:
+            progress.update(task, completed=source.position if source else None, written=written)
+
+        while batch := list(islice(requests, batch_size)):
             for item, outcome in _run_batch(batch, run):
                 line = outcome if isinstance(outcome, Problem) else _result(item, outcome)
                 if isinstance(line, Problem):
@@ -189,7 +170,8 @@ def write_all(
                     output.write(line)
                     written += 1
             output.flush()
-            progress.advance(task, len(batch))
+            show()
+        show()  # the last lines may have been bad, or known
     return written, problems
 
 
@@ -202,11 +184,6 @@ def _result(item: Item, outcome: Any) -> str | Problem:
         return result_line(item, completion.text, report_of(outcome))
     except UserError as error:
         return Problem(item.line, str(error))
-
-
-def _batches(ready: list[Ready], size: int) -> Iterator[list[Ready]]:
-    for start in range(0, len(ready), size):
-        yield ready[start : start + size]
 
 
 def _run_batch(

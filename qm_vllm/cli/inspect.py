@@ -10,17 +10,8 @@ import typer
 
 from qm_vllm import local_engine
 from qm_vllm.assets import embedded
-from qm_vllm.cli.common import (
-    AlphaOption,
-    MaxErrorOption,
-    MaxKeptOption,
-    PresetOption,
-    QueryVisibleOption,
-    RatioOption,
-    configuration,
-    errors,
-    sentences,
-)
+from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.option_flags import takes_options
 from qm_vllm.cli.page import build_page
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
@@ -28,6 +19,9 @@ from qm_vllm.reports import report_of
 from qm_vllm.request_options import request_args
 
 
+@takes_options(
+    "ratio", "max_kept", "alpha", "max_error", "preset", "saliency", "query_visible"
+)
 def inspect(
     input_file: Annotated[
         str, typer.Option("--input", help="Text file with the prompt; - reads standard input.")
@@ -36,15 +30,8 @@ def inspect(
     model: Annotated[
         str | None, typer.Option(help="Model folder or name; the embedded SmolLM2 if left out.")
     ] = None,
-    ratio: RatioOption = None,
-    max_kept: MaxKeptOption = None,
-    alpha: AlphaOption = None,
-    max_error: MaxErrorOption = None,
-    preset: PresetOption = None,
-    saliency: Annotated[
-        str | None, typer.Option(help="auto, query, entropy, norm or ned.")
-    ] = None,
-    query_visible: QueryVisibleOption = None,
+    *,
+    config: QuickMergeConfig,
     chat: Annotated[
         bool, typer.Option("--chat/--raw", help="Wrap the text in the model's chat template.")
     ] = True,
@@ -57,10 +44,6 @@ def inspect(
     """Show a prompt with kept, merged and dropped tokens, coloured by saliency."""
     with sentences():
         text = _read(input_file)
-        config = configuration(
-            preset=preset, ratio=ratio, max_kept=max_kept, alpha=alpha, max_error=max_error,
-            saliency=saliency, query_visible=query_visible,
-        )
         if not output_file.resolve().parent.is_dir():
             raise UserError(f"the folder of --out {output_file} does not exist; create it first")
         folder = model or embedded.ensure_model()

@@ -2,72 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Annotated
 
 import typer
 
 from qm_vllm.api import engine_cli_args
-from qm_vllm.cli.common import (
-    AlphaOption,
-    MaxErrorOption,
-    MaxKeptOption,
-    PresetOption,
-    QueryVisibleOption,
-    RatioOption,
-    configuration,
-    errors,
-    sentences,
-)
-from qm_vllm.config import QuickMergeConfig
+from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.option_flags import takes_options
+from qm_vllm.config import OPTIONS, QuickMergeConfig
 from qm_vllm.errors import UserError
-from qm_vllm.http_options import CONFIG_VARIABLE
+from qm_vllm.presets import PRESET
 from qm_vllm.processor import computes_bf16
 from qm_vllm_patches import llm
 
 OURS = ("--kv-transfer-config", "--worker-cls")
 
 
+@takes_options(PRESET.name, *OPTIONS)
 def serve(
     context: typer.Context,
     model: Annotated[
         str | None, typer.Argument(help="Model folder or name, as for `vllm serve`.")
     ] = None,
-    ratio: RatioOption = None,
-    max_kept: MaxKeptOption = None,
-    alpha: AlphaOption = None,
-    max_error: MaxErrorOption = None,
-    preset: PresetOption = None,
-    min_tokens: Annotated[
-        int | None, typer.Option(help="Prompts shorter than this pass untouched.")
-    ] = None,
-    protect_last: Annotated[
-        int | None, typer.Option(help="Tokens at the end of a prompt that always stay.")
-    ] = None,
-    query_visible: QueryVisibleOption = None,
-    delivery: Annotated[str | None, typer.Option(help="inject or prefill.")] = None,
-    encoder_layers: Annotated[
-        int | None, typer.Option(help="Layers that run over the whole prompt.")
-    ] = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="JSON file of `qm-vllm calibrate` for this model.")
-    ] = None,
-    encoder_chunk_tokens: Annotated[
-        int | None, typer.Option(help="Encoder work between two steps of the engine, in tokens.")
-    ] = None,
-    encoder_batch: Annotated[
-        bool, typer.Option(help="Short prompts that wait go through the encoder together.")
-    ] = False,
-    max_source_tokens: Annotated[
-        int | None, typer.Option(help="Prompt tokens in the encoder at once; bounds its memory.")
-    ] = None,
-    keep_roles: Annotated[
-        str | None, typer.Option(help="Turns of a chat that stay whole: auto, none, or names.")
-    ] = None,
-    off: Annotated[
-        bool, typer.Option("--off", help="Compress only requests that ask: qm_enabled=true.")
-    ] = False,
+    *,
+    config: QuickMergeConfig,
     show_arguments: Annotated[
         bool, typer.Option(help="Print vLLM's arguments, one a line, and stop.")
     ] = False,
@@ -75,24 +34,6 @@ def serve(
 ) -> None:
     """Serve MODEL over HTTP with compressed prompts; other flags go to `vllm serve` as they are."""
     with sentences():
-        config = configuration(
-            ratio=ratio,
-            max_kept=max_kept,
-            alpha=alpha,
-            max_error=max_error,
-            preset=preset,
-            min_tokens=min_tokens,
-            protect_last=protect_last,
-            query_visible=query_visible,
-            delivery=delivery,
-            encoder_layers=encoder_layers,
-            calibration=calibration,
-            encoder_chunk_tokens=encoder_chunk_tokens,
-            encoder_batch=encoder_batch or None,
-            max_source_tokens=max_source_tokens,
-            keep_roles=keep_roles,
-            enabled=False if off else None,
-        )
         if vllm_help:
             start_server(["serve", "--help=all"])
             return
@@ -104,7 +45,6 @@ def serve(
         if not chosen and not computes_bf16():
             errors().print("This CPU does not multiply bfloat16: adding --dtype float32.")
             arguments += ["--dtype", "float32"]
-        os.environ[CONFIG_VARIABLE] = json.dumps(config.to_dict())
         start_server(arguments)
 
 

@@ -25,6 +25,7 @@ from qm_vllm_eval.serving.traffic import CHAT, COMPLETIONS, Ask
 pytestmark = pytest.mark.e2e
 FLAGS = (
     *soak.FLAGS, "--served-model-name", "smol", "--num-gpu-blocks-override", str(soak.NUM_BLOCKS),
+    "--allow-options", "all",  # the soak's traffic and the tests of turns ask for research options
 )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from qm_vllm.cli.batch_lines import Item, Problem, finished_ids, read_items, result_line
-from qm_vllm.cli.generate import plan, write_all
+from qm_vllm.cli.generate import plan, tokenised, write_all
 from qm_vllm.errors import UserError
 
 
@@ -95,10 +97,10 @@ def test_a_missing_input_is_a_sentence(tmp_path):
 def test_finished_ids_are_skipped(tmp_path):
     source = write(tmp_path / "in", {"id": "a", "prompt": "x"}, {"id": "b", "prompt": "y"})
     target = write(tmp_path / "out", {"id": "a", "text": "", "quickmerge": {}})
-    items, problems, skipped = plan(source, target)
-    assert [item.id for item in items] == ["b"]
-    assert problems == []
-    assert skipped == 1
+    unfinished = plan(source, target)
+    assert [item.id for item in unfinished] == ["b"]
+    assert unfinished.problems == []
+    assert unfinished.skipped == 1
 
 
 def test_input_and_output_must_differ(tmp_path):
@@ -191,3 +193,87 @@ def test_a_dead_engine_ends_the_run_with_a_sentence():
 def test_result_line_keeps_other_scripts_readable():
     line = result_line(Item(1, "ü", "x", None, {}), "日本", {})
     assert line == '{"id": "ü", "text": "日本", "quickmerge": {}}\n'
+
+
+class Tokenizer:
+    """Counts what it was asked for; a prompt of n words has n tokens."""
+
+    chat_template = None
+
+    def __init__(self):
+        self.asked = 0
+
+    def encode(self, text):
+        self.asked += 1
+        return list(range(len(text.split())))
+
+
+def engine(tokenizer, limit=100):
+    config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=limit))
+    return SimpleNamespace(get_tokenizer=lambda: tokenizer, llm_engine=config)
+
+
+def test_a_large_input_is_not_read_ahead_more_than_a_batch(tmp_path):
+    lines = [json.dumps({"id": i, "prompt": "one two"}) for i in range(10_000)]
+    lines[5], lines[4000], lines[9000] = "nonsense", lines[1], json.dumps({"id": 0, "prompt": " "})
+    source = write(tmp_path / "in", *lines)
+    target = write(tmp_path / "out", *({"id": i} for i in range(64, 128)))
+    longest = max(map(len, lines)) + 1
+    unfinished, tokenizer, batches, refused = plan(source, target), Tokenizer(), [], []
+    output = io.StringIO()
+
+    def run(batch):
+        done = sum(map(len, batches))
+        assert tokenizer.asked <= done + len(batch)
+        # Lines that are not run stand between: one bad, 64 finished, two of known ids.
+        assert unfinished.position <= (done + len(batch) + 67) * longest
+        assert output.getvalue().count("\n") == done  # what was run before is written
+        batches.append([item.id for item, _ in batch])
+        return [finished("ok") for _ in batch]
+
+    ready = tokenised(engine(tokenizer), unfinished, refused)
+    written, failed = write_all(ready, run, output, 64, unfinished)
+    assert {len(batch) for batch in batches[:-1]} == {64}
+    assert len({one for batch in batches for one in batch}) == written == 10_000 - 3 - 64
+    assert failed == refused == []
+    assert unfinished.skipped == 64
+    assert unfinished.position == unfinished.size == source.stat().st_size
+    assert [problem.line for problem in unfinished.problems] == [6, 4001, 9001]
+    assert "stands on line 2 already" in unfinished.problems[1].message
+
+
+def test_prompts_that_do_not_fit_fall_out_and_their_batch_is_filled_up():
+    items = [
+        Item(1, "a", "one", None, {}), Item(2, "long", "word " * 100, None, {}),
+        Item(3, "empty", " ", None, {}),
+        Item(4, "b", None, [{"role": "user", "content": "two words"}], {}),
+    ]
+    problems, sizes = [], []
+
+    def run(batch):
+        sizes.append(len(batch))
+        return [finished("ok") for _ in batch]
+
+    ready = tokenised(engine(Tokenizer()), items, problems)
+    assert write_all(ready, run, io.StringIO(), 2) == (2, [])
+    assert sizes == [2]
+    assert [problem.line for problem in problems] == [2, 3]
+    assert "the prompt has 100 tokens and the engine takes fewer than 100" in problems[0].message
+
+
+def test_a_pipe_can_be_the_input(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = "".join(json.dumps({"id": i, "prompt": "x"}) + "\n" for i in range(3))
+    writer = threading.Thread(target=pipe.write_text, args=(text,))
+    writer.start()
+    unfinished = plan(pipe, tmp_path / "out")
+    ready = tokenised(engine(Tokenizer()), unfinished, [])
+    output = io.StringIO()
+
+    def run(batch):
+        return [finished("x") for _ in batch]
+
+    written, _ = write_all(ready, run, output, 2, unfinished)
+    writer.join()
+    assert (written, unfinished.size) == (3, None)

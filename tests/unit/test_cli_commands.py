@@ -120,6 +120,58 @@ def test_generate_with_nothing_left_to_do(run, tmp_path):
     assert "1 were in the output already" in result.output
 
 
+class FakeEngine:
+    """Says "ok" to every prompt, and stops after so many batches."""
+
+    def __init__(self, batches):
+        self.batches, self.sizes = batches, []
+        self.llm_engine = SimpleNamespace(model_config=SimpleNamespace(max_model_len=99))
+
+    def get_tokenizer(self):
+        return SimpleNamespace(encode=str.split, chat_template=None)
+
+    def generate(self, prompts, params, use_tqdm):
+        if len(self.sizes) == self.batches:
+            raise RuntimeError("EngineCore died")
+        self.sizes.append(len(prompts))
+        return [
+            SimpleNamespace(outputs=[SimpleNamespace(text="ok", finish_reason="stop")],
+                            kv_transfer_params={"quickmerge": {}})
+            for _ in prompts
+        ]
+
+
+def test_generate_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
+    source, target = tmp_path / "in", tmp_path / "out"
+    lines = [json.dumps({"id": i, "prompt": "x"}) for i in range(10)]
+    source.write_text("\n".join([*lines[:7], "nonsense", *lines[7:], lines[3], ""]))
+    arguments = ("generate", "--model", "m", "--input", str(source), "--output", str(target),
+                 "--batch-size", "4", "--ratio", "0.3")
+    engines = [FakeEngine(1), FakeEngine(9)]
+    started = []
+
+    def start(model, config, **options):
+        started.append(config)
+        return engines[len(started) - 1]
+
+    monkeypatch.setattr("qm_vllm.local_engine.start", start)
+    monkeypatch.setattr("qm_vllm.local_engine.sampling", lambda *args, **more: None)
+    first = run(*arguments)
+    assert first.exit_code == 1
+    assert "it goes on from here" in " ".join(first.output.split())
+    assert target.read_text().count("\n") == 4
+    second = run(*arguments)
+    assert second.exit_code == 1
+    assert "line 8: not valid JSON" in second.output
+    assert "line 12: the id 3 stands on line 4 already" in second.output
+    assert "6 written, 2 failed, 4 were in the output already" in second.output
+    assert [json.loads(line)["id"] for line in target.open()] == list(range(10))
+    assert [engine.sizes for engine in engines] == [[4], [4, 2]]
+    third = run(*arguments)
+    assert "0 written, 2 failed, 10 were in the output already" in third.output
+    assert started == [QuickMergeConfig(ratio=0.3)] * 2
+
+
 def test_a_configuration_takes_only_what_was_given():
     assert configuration(ratio=None, min_tokens=9) == QuickMergeConfig(min_tokens=9)
     assert configuration("cache", ratio=None) == QuickMergeConfig.preset("cache")
@@ -133,6 +185,54 @@ def test_options_of_the_server_reach_the_engine(run):
     assert '"max_error": 0.4' in result.output
     assert '"ratio": null' in result.output
     assert "preset='x' is unknown; allowed: cache" in run("serve", "m", "--preset", "x").output
+
+
+def test_every_option_of_the_configuration_is_a_flag_of_the_server(run):
+    given = {
+        "min_tokens": 300, "ratio": 0.5, "max_kept": 900, "alpha": 0.4, "max_error": 0.2,
+        "min_kept": 2, "protect_first": 5, "protect_last": 33, "protect_ranges": [[100, 140]],
+        "keep_roles": ["system", "user"], "saliency": "ned", "encoder_layers": 9,
+        "window_layers": 3, "score_layers": [2, 5], "logit_scale": 20.0, "grouping": "knn",
+        "merge": "mean", "epsilon": 0.1, "delivery": "prefill", "positions": "compact",
+        "encoder_chunk_tokens": 512, "max_source_tokens": 4000, "max_live_jobs": 2,
+        "job_memory_share": 0.2, "memo_bytes": 1000, "allow_options": ["details", "saliency"],
+    }
+    flags = {"enabled": "--off", "protect_special": "--no-protect-special",
+             "query_visible": "--query-blind", "details": "--details",
+             "encoder_batch": "--encoder-batch"}
+    arguments = list(flags.values())
+    for name, value in given.items():
+        text = value if not isinstance(value, list) else (
+            ",".join(value) if isinstance(value[0], str) else json.dumps(value)
+        )
+        arguments += ["--" + name.replace("_", "-"), str(text)]
+    result = run("serve", "m", *arguments, "--show-arguments")
+    assert result.exit_code == 0, result.output
+    extra = json.loads(result.output.splitlines()[3])["kv_connector_extra_config"]["quickmerge"]
+    assert {name: extra[name] for name in given} == given
+    defaults = QuickMergeConfig().to_dict()
+    assert {name: extra[name] for name in flags} == {n: not defaults[n] for n in flags}
+    assert set(given) | set(flags) | {"calibration"} == set(extra)
+
+
+@pytest.mark.parametrize(("command", "flags"), [
+    ("demo", ("--ratio",)),
+    ("generate", ("--ratio", "--max-kept", "--alpha", "--max-error", "--preset", "--min-tokens",
+                  "--query-visible", "--query-blind", "--calibration")),
+    ("inspect", ("--ratio", "--max-kept", "--alpha", "--max-error", "--preset", "--saliency",
+                 "--query-visible", "--query-blind")),
+])
+def test_commands_have_the_options_that_they_use(run, monkeypatch, command, flags):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = run(command, "--help").output
+    assert [flag for flag in flags if flag not in shown] == []
+    assert "--job-memory-share" not in shown
+
+
+def test_a_flag_with_a_list_that_is_none_is_a_sentence(run):
+    result = run("serve", "m", "--score-layers", "five", "--show-arguments")
+    assert result.exit_code == 1
+    assert "--score-layers='five' is not a JSON list" in " ".join(result.output.split())
 
 
 def test_a_request_without_a_report_means_the_plug_in_is_off():

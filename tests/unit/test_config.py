@@ -13,12 +13,12 @@ from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.request_options import parse_request_args, request_args
 
 NUMBERS = (
-    "ratio", "alpha", "logit_scale", "epsilon", "temperature",
+    "ratio", "alpha", "logit_scale", "epsilon", "job_memory_share",
 )
 COUNTS = {
     "min_tokens": 2, "max_kept": 1, "min_kept": 1, "protect_first": 0, "protect_last": 1,
     "encoder_layers": 1, "encoder_chunk_tokens": 16, "max_live_jobs": 1,
-    "memo_entries": 0,
+    "memo_bytes": 0,
 }
 
 
@@ -40,7 +40,7 @@ def test_numbers_name_field_value_and_range(name, value):
     ("name", "value", "words"),
     [("ratio", 0, "greater than 0 and at most 1"), ("ratio", 1.01, "at most 1"),
      ("alpha", 1.01, "at least 0 and at most 1"), ("logit_scale", 0.0, "greater than 0"),
-     ("temperature", 0, "greater than 0"), ("epsilon", 2, "at most 1")],
+     ("job_memory_share", 0, "greater than 0 and at most 0.5"), ("epsilon", 2, "at most 1")],
 )
 def test_ends_of_ranges(name, value, words):
     assert words in refused(**{name: value})
@@ -96,8 +96,8 @@ def test_unknown_names():
         QuickMergeConfig.from_dict({"ration": 0.5})
     with pytest.raises(ConfigError, match="'ration' is not an option"):
         QuickMergeConfig().override({"ration": 0.5})
-    with pytest.raises(ConfigError, match="memo_entries is fixed when the engine starts"):
-        QuickMergeConfig().override({"memo_entries": 5})
+    with pytest.raises(ConfigError, match="memo_bytes is fixed when the engine starts"):
+        QuickMergeConfig().override({"memo_bytes": 5})
 
 
 def test_json_round_trip():
@@ -147,8 +147,8 @@ def test_effective_saliency():
 
 def test_fingerprint_changes_with_what_is_kept_only():
     base = QuickMergeConfig()
-    for name in ("enabled", "min_tokens", "max_live_jobs", "memo_entries"):
-        value = {"enabled": False}.get(name, 77)
+    for name in ("enabled", "min_tokens", "max_live_jobs", "memo_bytes", "job_memory_share"):
+        value = {"enabled": False, "job_memory_share": 0.1}.get(name, 77)
         assert QuickMergeConfig(**{name: value}).fingerprint() == base.fingerprint()
     for values in ({"ratio": 0.3}, {"merge": "mean"}, {"epsilon": 0.5}, {"positions": "compact"}):
         assert QuickMergeConfig(**values).fingerprint() != base.fingerprint()
@@ -180,3 +180,44 @@ def test_parse_request_args_reads_both_places():
         {"qm_ratio": 0.5, "kv_transfer_params": {"quickmerge": {"ratio": 0.1, "merge": "mean"}}}
     )
     assert got == {"ratio": 0.5, "merge": "mean"}
+
+
+def test_who_may_set_what():
+    everyday = {
+        "enabled", "ratio", "max_kept", "min_kept", "min_tokens", "protect_first", "protect_last",
+        "protect_special", "protect_ranges", "keep_roles", "query_visible", "alpha", "max_error",
+        "delivery",
+    }
+    research = {
+        "saliency", "grouping", "merge", "epsilon", "encoder_layers", "window_layers",
+        "score_layers", "logit_scale", "positions", "details",
+    }
+    assert research == QuickMergeConfig.RESEARCH_FIELDS
+    assert everyday | research == QuickMergeConfig.REQUEST_FIELDS
+    engine = set(configuration.OPTIONS) - QuickMergeConfig.REQUEST_FIELDS
+    assert {"calibration", "job_memory_share", "allow_options"} < engine
+    for name in engine:
+        with pytest.raises(ConfigError, match="fixed when the engine starts"):
+            QuickMergeConfig().override({name: QuickMergeConfig().to_dict()[name]})
+
+
+def test_a_server_allows_research_options_only():
+    assert QuickMergeConfig(allow_options="details, saliency").allow_options == (
+        "details", "saliency",
+    )
+    assert QuickMergeConfig(allow_options=["all"]).allow_options == ("all",)
+    assert QuickMergeConfig(allow_options="none").allow_options == ()
+    for value in ("ratio", "colour", 3):
+        words = refused(allow_options=value)
+        assert words.startswith(f"allow_options={value!r} is unknown; allowed: none, or some of")
+
+
+@pytest.mark.parametrize("name", configuration.OPTIONS)
+def test_every_default_survives_its_own_check_json_and_text(name):
+    one, default = configuration.OPTIONS[name], getattr(QuickMergeConfig(), name)
+    assert one.checked(default) == default
+    assert one.help
+    assert not one.help.endswith(".")
+    carried = json.loads(json.dumps(one.as_text(default)))
+    assert not isinstance(carried, (list, dict))
+    assert one.checked(one.from_text(name, carried)) == default

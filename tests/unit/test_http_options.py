@@ -7,11 +7,16 @@ import json
 
 import pytest
 
+from qm_vllm.calibration import Calibration, ModelShape
 from qm_vllm.config import QuickMergeConfig
-from qm_vllm.http_options import CONFIG_VARIABLE, RefuseBadOptions
+from qm_vllm.http_options import RefuseBadOptions
+from tests.unit.fake_server import MODEL, application
 
 
-def ask(body: bytes, *, method: str = "POST", parts: int = 1, kind: str = "http"):
+def ask(
+    body: bytes, *, method: str = "POST", parts: int = 1, kind: str = "http",
+    config: QuickMergeConfig | None = None,
+):
     """Status and JSON of the answer, and the body that the application saw."""
     seen, sent = [], []
     size = -(-len(body) // parts) or 1
@@ -36,7 +41,8 @@ def ask(body: bytes, *, method: str = "POST", parts: int = 1, kind: str = "http"
             if not message["more_body"]:
                 return
 
-    asyncio.run(RefuseBadOptions(app)({"type": kind, "method": method}, receive, send))
+    scope = {"type": kind, "method": method, "app": application(config)}
+    asyncio.run(RefuseBadOptions(app)(scope, receive, send))
     status = sent[0]["status"] if sent else None
     return status, json.loads(sent[1]["body"]) if sent else None, b"".join(seen)
 
@@ -88,12 +94,80 @@ def test_other_methods_and_kinds_pass():
     assert ask(bad, kind="websocket")[0] is None
 
 
-def test_the_servers_own_configuration_counts(monkeypatch):
+def test_the_servers_own_configuration_counts():
     config = QuickMergeConfig(protect_last=200)
-    monkeypatch.setenv(CONFIG_VARIABLE, json.dumps(config.to_dict()))
-    status, answer, _ = ask(body(vllm_xargs={"qm_max_kept": 100}))
+    status, answer, _ = ask(body(vllm_xargs={"qm_max_kept": 100}), config=config)
     assert status == 400
     assert "max_kept=100 cannot hold the protected positions" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("name", sorted(QuickMergeConfig.RESEARCH_FIELDS))
+def test_research_options_are_refused_unless_the_operator_allows_them(name):
+    value = getattr(QuickMergeConfig(encoder_layers=8, window_layers=2, score_layers=(2, 4)), name)
+    content = body(kv_transfer_params={"quickmerge": {name: value}})
+    other = next(iter(QuickMergeConfig.RESEARCH_FIELDS - {name}))
+    for config in (None, QuickMergeConfig(), QuickMergeConfig(allow_options=(other,))):
+        status, answer, seen = ask(content, config=config)
+        assert (status, seen) == (400, b"")
+        said = answer["error"]["message"]
+        assert f"{name} is a research option" in said
+        assert f"allow it with --allow-options {name}" in said
+    for allowed in (name, "all", f"{other},{name}"):
+        status, _, seen = ask(content, config=QuickMergeConfig(allow_options=allowed))
+        assert (status, seen) == (None, content)
+
+
+@pytest.mark.parametrize("raw", [
+    rb'{"vllm_xargs": {"\u0071m_details": true}}',
+    rb'{"kv_transfer_params": {"quick\u006derge": {"details": true}}}',
+    json.dumps({"vllm_xargs": {"qm_details": True}}).encode("utf-16"),
+    body(sampling_params={"extra_args": {"qm_details": True}}),
+    body(sampling_params={"extra_args": {"kv_transfer_params": {"quickmerge": {"details": 1}}}},
+         vllm_xargs={"kv_transfer_params": {}}),
+])
+def test_no_other_way_to_write_an_option_passes(raw):
+    status, answer, _ = ask(raw)
+    assert status == 400
+    assert "details is a research option" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"encoder_layers": 999}, "encoder_layers=999 is more than the model's 12 layers"),
+    ({"window_layers": 9}, "window_layers=9 is more than encoder_layers=8"),
+    ({"window_layers": 3, "encoder_layers": 2}, "window_layers=3 is more than encoder_layers=2"),
+    ({"score_layers": [5, 10]}, "score_layers=(5, 10) must end at or below encoder_layers=8"),
+    ({"encoder_layers": 12, "window_layers": 12, "score_layers": [0, 12]}, None),
+    ({"encoder_layers": 1}, None),  # the engine's window shrinks with it
+    ({"ratio": 0.3}, None),
+])
+def test_layers_are_checked_against_the_model(given, words):
+    config = QuickMergeConfig(allow_options=("all",), window_layers=2)
+    status, answer, _ = ask(body(kv_transfer_params={"quickmerge": given}), config=config)
+    if words is None:
+        assert status is None
+    else:
+        assert status == 400
+        assert words in answer["error"]["message"]
+
+
+def test_layers_of_a_calibrated_model_count(tmp_path):
+    file = tmp_path / "m.json"
+    Calibration("m", ModelShape.of(MODEL), 5, 3, {}).save(file)
+    config = QuickMergeConfig(allow_options="all", calibration=str(file))
+    content = body(kv_transfer_params={"quickmerge": {"score_layers": [2, 6]}})
+    status, answer, _ = ask(content, config=config)
+    assert status == 400
+    assert "score_layers=(2, 6) must end at or below encoder_layers=5" in answer["error"]["message"]
+    file.unlink()  # where only the engine's machine has it, the depth is not known here
+    assert ask(content, config=config)[0] is None
+
+
+def test_the_engine_is_read_once_it_is_there():
+    middleware = RefuseBadOptions(None)
+    assert not middleware._rules_of({}).base.allow_options
+    app = application(QuickMergeConfig(allow_options="all"))
+    assert middleware._rules_of({"app": app}).allows("details")
+    assert middleware._rules_of({}).allows("details")
 
 
 def test_too_many_ranges_are_refused():
