@@ -198,7 +198,7 @@ class QuickMergeConfig:
         help="Jobs whose states a worker holds at once (at least 1)",
     )
     job_memory_share: float = option(
-        0.08, check=partial(checks.real, low=0.0, high=0.5, open_low=True), changes_result=False,
+        0.1, check=partial(checks.real, low=0.0, high=0.5, open_low=True), changes_result=False,
         help="Largest share of the KV cache's memory, in (0, 0.5], that is set aside for the "
              "states of running compression jobs",
     )

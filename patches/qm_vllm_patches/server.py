@@ -13,12 +13,10 @@ class ServedEngine:
     Attributes:
         options: of the plug-in, as the engine was started with them.
         text_config: transformers text configuration of the served model.
-        max_model_len: longest prompt plus output, in tokens.
     """
 
     options: dict[str, Any]
     text_config: Any
-    max_model_len: int
 
 
 def served_engine(scope: Any, key: str) -> ServedEngine | None:
@@ -39,5 +37,4 @@ def served_engine(scope: Any, key: str) -> ServedEngine | None:
     return ServedEngine(
         options=dict(transfer.kv_connector_extra_config.get(key) or {}),
         text_config=config.model_config.hf_text_config,
-        max_model_len=int(config.model_config.max_model_len),
     )

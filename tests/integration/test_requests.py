@@ -127,7 +127,7 @@ def test_equal_requests_share_one_job(llm, monkeypatch):
     original = CompressionJob.__init__
     monkeypatch.setattr(
         CompressionJob, "__init__",
-        lambda self, spec, runner: (started.append(spec.key), original(self, spec, runner))[1],
+        lambda self, spec, *rest: (started.append(spec.key), original(self, spec, *rest))[1],
     )
     results = run(llm, [random_prompt(500, 12)] * 4, greedy(8))
     assert len(started) == 1
@@ -149,16 +149,17 @@ def test_a_failing_job_falls_back_to_plain_prefill(llm, monkeypatch):
 
 
 def test_a_failing_delivery_fails_one_request_only(llm, monkeypatch):
-    from qm_vllm.engine import worker_side as module
+    from qm_vllm_patches.kv_cache import PagedCache
 
     def broken(*args):
         raise ArithmeticError("no write")
 
+    whole = greedy(8, ratio=1.0)  # its last positions are copied: they do not fill a block
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_kv", broken)
-        ((tokens, _),) = run(llm, [random_prompt(500, 14)], greedy(8))
+        patch.setattr(PagedCache, "copy", broken)
+        ((tokens, _),) = run(llm, [random_prompt(500, 14)], whole)
         assert tokens == []
-    ((tokens, report),) = run(llm, [random_prompt(500, 14)], greedy(8))
+    ((tokens, report),) = run(llm, [random_prompt(500, 14)], whole)
     assert len(tokens) == 8
     assert report["status"] == "compressed"
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine import compat
 from qm_vllm.engine.facts import refuse
+from qm_vllm_patches import checks
 from tests.engines import engine, make_tiny_model, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
+from tests.settings import settings
 
 OPTIONS = {"skip_tokenizer_init": True}
 
@@ -37,48 +36,31 @@ def test_decoder_without_adapter(tmp_path):
         assert "max_error=0.3 needs attention" in report["reason"]
 
 
-def fake_config(**changes):
-    parallel = {
-        "pipeline_parallel_size": 1, "decode_context_parallel_size": 1,
-        "prefill_context_parallel_size": 1, "enable_expert_parallel": False,
-        "data_parallel_size": 1,
-    }
-    model = {"runner_type": "generate", "use_mla": False, "is_moe": False}
-    config = {"lora_config": None}
-    for name, value in changes.items():
-        next(d for d in (parallel, model, config) if name in d)[name] = value
-    return SimpleNamespace(
-        parallel_config=SimpleNamespace(**parallel), model_config=SimpleNamespace(**model),
-        **config,
-    )
-
-
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({}, None),
-        ({"pipeline_parallel_size": 2}, "pipeline"),
-        ({"decode_context_parallel_size": 2}, "context"),
-        ({"prefill_context_parallel_size": 2}, "context"),
-        ({"runner_type": "pooling"}, "pooling"),
-        ({"use_mla": True}, "MLA"),
+        ({"pipeline_parallel": 2}, "pipeline"),
+        ({"context_parallel": 2}, "context"),
+        ({"runner": "pooling"}, "pooling"),
+        ({"uses_mla": True}, "MLA"),
         ({"is_moe": True}, None),
-        ({"is_moe": True, "enable_expert_parallel": True}, "mixture-of-experts"),
-        ({"lora_config": object()}, "LoRA"),
+        ({"is_moe": True, "expert_parallel": True}, "mixture-of-experts"),
+        ({"has_lora": True}, "LoRA"),
     ],
 )
 def test_unsupported_settings_are_refused_with_a_sentence(changes, word):
-    refusal = refuse(fake_config(**changes))
+    refusal = refuse(settings(**changes))
     assert (refusal is None) if word is None else (word in refusal)
 
 
 def test_a_vllm_that_does_not_fit_is_refused_with_a_sentence(monkeypatch):
-    assert all(finding.ok for finding in compat.check())
-    compat.require()
-    monkeypatch.setitem(compat.HOOKS, "wait_for_save", ("self", "and_more"))
-    monkeypatch.setattr(compat, "BELOW_VERSION", (0, 32))
+    assert all(finding.ok for finding in checks.check())
+    checks.require()
+    monkeypatch.setitem(checks.HOOKS, "wait_for_save", 2)
+    monkeypatch.setattr(checks, "BELOW_VERSION", (0, 32))
     with pytest.raises(RuntimeError, match=r"does not fit \(vLLM version.*hook wait_for_save"):
-        compat.require()
+        checks.require()
 
 
 def test_bad_engine_options_stop_the_start_with_a_sentence(tiny_models):

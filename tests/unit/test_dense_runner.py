@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qm_vllm.compress import AttentionError, QueryAttention
-from qm_vllm.engine import dense_runner
+from qm_vllm.engine.dense import runner as dense_runner
 from qm_vllm.engine.dense.runner import DenseRunner
 from qm_vllm.engine.dense.sdpa_attention import SdpaAttention
 from qm_vllm.engine.dense.taps import LayerRecord
@@ -20,7 +20,7 @@ HEADS, KV_HEADS, N, WINDOW = 6, 3, 90, 20
 def attention(**more):
     return SimpleNamespace(
         num_heads=HEADS, num_kv_heads=KV_HEADS, head_size=SIZE,
-        impl=SimpleNamespace(scale=SIZE**-0.5), **more,
+        scale=SIZE**-0.5, **more,
     )
 
 
@@ -33,8 +33,8 @@ def record(window: int = WINDOW, seed: int = 0) -> LayerRecord:
     generator = torch.Generator().manual_seed(seed)
     found = LayerRecord()
     found.queries = 2 * torch.randn(window, HEADS, SIZE, generator=generator)
-    found.rotated_keys, found.values, found.plain_keys = torch.randn(
-        3, N, KV_HEADS, SIZE, generator=generator
+    found.rotated_keys, found.values = torch.randn(
+        2, N, KV_HEADS, SIZE, generator=generator
     )
     return found
 
@@ -74,20 +74,17 @@ class QueryOnly(Rotary):
         return turned.view(query.shape), key
 
 
-@pytest.mark.parametrize("bytes_at_once", [1, 2000, 1 << 30])
-def test_layers_rotate_together_as_they_would_one_by_one(monkeypatch, bytes_at_once):
+def test_keys_are_rotated_by_their_own_layer():
     one, other = QueryOnly(), QueryOnly(mscale=0.7)
-    shared = [one, one, other, other, one]
-    records = [record(seed=i) for i in range(len(shared))]
-    plain = [r.plain_keys.clone() for r in records]
+    layers = [one, other, one]
     kept = torch.tensor([0, 3, 4, 30, 63])
-    monkeypatch.setattr(dense_runner, "AT_ONCE", bytes_at_once)
-    got = list(runner(*shared).rotate(records, kept))
-    assert len(got) == len(shared)
-    for keys, rotary, before in zip(got, shared, plain, strict=True):
+    for layer, rotary in enumerate(layers):
+        plain = record(seed=layer).values
+        before = plain.clone()
+        got = runner(*layers).rotate(layer, plain[kept])
         expected, _ = rotary.forward_cpu(torch.arange(5), before[kept].flatten(1))
-        assert torch.equal(keys, expected.view(5, KV_HEADS, SIZE))
-    assert all(r.plain_keys is None for r in records)
+        assert torch.equal(got, expected.view(5, KV_HEADS, SIZE))
+        assert torch.equal(plain, before)
 
 
 @pytest.mark.parametrize("given", [True, False])

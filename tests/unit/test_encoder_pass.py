@@ -35,7 +35,7 @@ def written_out(query, key, value, window=None):
     place = torch.arange(query.shape[1])
     apart = place[:, None] - place
     hidden = (apart < 0) | (apart >= (window or len(place)))
-    logits = (query @ key.transpose(1, 2) * attention().impl.scale).masked_fill(hidden, -torch.inf)
+    logits = (query @ key.transpose(1, 2) * attention().scale).masked_fill(hidden, -torch.inf)
     return (logits.softmax(-1) @ value).transpose(0, 1).float()
 
 
@@ -116,17 +116,17 @@ def test_the_last_queries_of_each_prompt_are_kept(bounds, window):
 
 def test_a_record_is_split_into_views():
     record, (_, key, value) = LayerRecord(16), rows(2)
-    record.plain_keys, record.values = key, value
+    record.rotated_keys, record.values = key, value
     for part, (low, high) in zip(record.split(BOUNDS), pairwise(BOUNDS), strict=True):
-        assert torch.equal(part.plain_keys, key[low:high])
+        assert torch.equal(part.rotated_keys, key[low:high])
         assert part.values.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
-        assert part.rotated_keys is part.queries is None
+        assert part.sink is part.queries is None
     assert record.split([0, 400]) == [record]
 
 
 def spec(tokens: int, depth: int = 4, **options) -> JobSpec:
     return JobSpec(
-        str(tokens), [7] * tokens, QuickMergeConfig(**options), depth, (1, 2), [], 32
+        0, str(tokens), [7] * tokens, QuickMergeConfig(**options), depth, (1, 2), [], 32
     )
 
 

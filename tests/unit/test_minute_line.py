@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from qm_vllm.engine import minute_line
-from qm_vllm.engine.metrics import Tally
+from qm_vllm.engine.requests import minute_line
 from qm_vllm.engine.requests.minute_line import MinuteLine
+from qm_vllm.engine.requests.tally import Tally
 
 
 def test_one_line_a_minute_and_none_while_idle(caplog, monkeypatch):

@@ -88,7 +88,7 @@ class SchedulerSide:
         """vLLM's pool of KV blocks is there."""
         self.store = self.board.blocks = store
         self.room = replace(self.room, blocks=store.total)
-        store.on_reset(self.reset)
+        store.on_reset(self.restart)
 
     def workers_started(self, messages: Sequence[WorkerStart]) -> None:
         """The workers have seen the model and their memory."""
@@ -283,12 +283,16 @@ class SchedulerSide:
         return stats
 
     def reset(self) -> None:
-        """vLLM clears its prefix cache, as after new weights: results are no longer valid.
+        """The connector's own cache shall be cleared too: forget all results."""
+        self.memo.clear()
+        self.restart()
+
+    def restart(self) -> None:
+        """vLLM clears its prefix cache, as after new weights: KV that was made is not valid.
 
         Jobs start again, with blocks of their own. A request that has no blocks yet is chosen for
         again; one that was preempted keeps its tokens, and its job must keep the same.
         """
-        self.memo.clear()
         self.copies.clear()
         self.served.clear()
         self.board.restart()
