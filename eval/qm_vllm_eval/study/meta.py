@@ -20,7 +20,7 @@ PRESENTATION = (
     "page_style", "plot_style", "plots",
     "progress", "report", "results", "session", "store",
 )
-"""Modules of ``eval/study`` that no measured figure depends on."""
+"""Modules of ``qm_vllm_eval.study`` that no measured figure depends on."""
 DECIDING = ("calibration", "config", "layers", "presets")
 """Modules of the library that decide figures of the bench, beside ``compress``."""
 
