@@ -33,12 +33,14 @@ def figure(value: Any, form: str = ".2f") -> str:
     Args:
         value: a number, or a text that is left alone.
         form: a format of Python, or ``s`` (seconds), ``ms`` (seconds as milliseconds), ``minutes``
-            (of seconds), ``%`` (a share as per cent), ``lost%`` (what a share lacks of 1).
+            (of seconds), ``%`` and ``percent`` (a share, with one decimal or none), ``lost%`` (what
+            a share lacks of 1).
     """
     if isinstance(value, str):
         return value
     scaled = {
         "s": (1.0, ".2f", " s"), "ms": (1e3, ",.0f", " ms"), "%": (100.0, ".1f", " %"),
+        "percent": (100.0, ".0f", " %"),
         "minutes": (1 / 60, ".0f", ""),
     }
     if form == "lost%":
