@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from saliency import slope
 from setting import (
     common_options,
     demand_compressed,
@@ -32,6 +31,8 @@ from setting import (
     report_of,
     start,
 )
+
+from qm_vllm_eval.published.stored import slope
 
 MIB = 1 << 20
 ROOM = 256 * MIB

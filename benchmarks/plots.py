@@ -10,9 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib
-from saliency import slope
-from serving import break_even
-from stored import HERE, Rows, compression_ms, load, machines, prefills
+
+from qm_vllm_eval.published.stored import (
+    HERE,
+    Rows,
+    break_even,
+    compression_ms,
+    load,
+    machines,
+    prefills,
+    slope,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

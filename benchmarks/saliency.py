@@ -15,7 +15,6 @@ in SmolLM2 (9, of them 3 with keys, of 64). Its floor is those products, or the 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -26,17 +25,11 @@ import torch
 from floor import measure_floor, seconds
 from setting import facts, table, write
 
+from qm_vllm_eval.published.stored import slope
+
 SCALE = 24.0
 HEADS, KV_HEADS, HEAD, WINDOW, LAYERS = 9, 3, 64, 64, 2
 RAW_LIMIT, LSE_WIDTH = 4096, 256
-
-
-def slope(lengths: list[int], spent: list[float]) -> float:
-    """Exponent of N in time, by least squares over the logarithms; nan for a single length."""
-    x, y = [math.log(n) for n in lengths], [math.log(s) for s in spent]
-    if len(x) < 2:
-        return math.nan
-    return statistics.linear_regression(x, y).slope
 
 
 def query_score(length: int, dtype: torch.dtype, device: str) -> Callable[[], Any]:

@@ -81,8 +81,9 @@ class Sections:
     def install(self, llm: Any) -> None:
         """Put sections into the plug-in and around the model runner of an in-process engine."""
         from qm_vllm.compress import Evidence
-        from qm_vllm.engine import compression_job, dense_attention
+        from qm_vllm.engine.dense import attention as dense_attention
         from qm_vllm.engine.dense.runner import DenseRunner
+        from qm_vllm.engine.jobs import compression_job
         from qm_vllm.engine.jobs.compression_job import CompressionJob
         from qm_vllm.engine.jobs.stopwatch import Stopwatch
         from qm_vllm.engine.jobs.worker_side import WorkerSide

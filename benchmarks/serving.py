@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import statistics
 import time
 from pathlib import Path
@@ -27,6 +26,8 @@ from typing import Any
 
 from saturation import compare, saturation_options
 from setting import Child, common_options, fill_in, prompt_ids, report_of, start, table, write
+
+from qm_vllm_eval.published.stored import break_even
 
 AIM, LOW_AIM = 1.5, 0.97
 OUTPUT = 16
@@ -101,28 +102,6 @@ def low_load_row(length: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "plain total s": middle("plain", "total_s"),
         "quickmerge total s": middle("quickmerge", "total_s"),
     }
-
-
-def break_even(lengths: list[int], plain: list[float], ours: list[float]) -> float | None:
-    """Length from which ours is never slower; between two lengths, the logarithms' straight line.
-
-    Args:
-        lengths: ascending, tokens.
-        plain, ours: TTFT at each length, s.
-
-    Returns:
-        Tokens; the smallest length if ours is slower at none, None if it is at the largest.
-    """
-    behind = [math.log(b / a) for a, b in zip(plain, ours, strict=True)]
-    last = max((i for i, value in enumerate(behind) if value > 0), default=None)
-    if last is None:
-        return float(lengths[0])
-    if last == len(lengths) - 1:
-        return None
-    share = behind[last] / (behind[last] - behind[last + 1])
-    return math.exp(
-        (1 - share) * math.log(lengths[last]) + share * math.log(lengths[last + 1])
-    )
 
 
 def main() -> None:

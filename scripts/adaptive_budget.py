@@ -4,7 +4,7 @@
     .venv/bin/python scripts/adaptive_budget.py --out eval/results/adaptive
 
 Writes points.csv (every prompt and share), policies.csv, adaptive.png. What the columns are:
-qm_vllm/eval/study/adaptive.py. About ten minutes on two cores.
+eval/qm_vllm_eval/study/adaptive.py. About ten minutes on two cores.
 """
 
 from __future__ import annotations

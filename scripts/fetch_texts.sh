@@ -60,6 +60,6 @@ for package in "${packages[@]}"; do
   fi
   dpkg-deb -x "$work/$package"_*.deb "$work/root" || die "cannot unpack $package"
 done
-"$python" "$root/eval/convert_texts.py" "$work/root" "$folder" ||
+"$python" "$root/eval/qm_vllm_eval/convert_texts.py" "$work/root" "$folder" ||
   die "the texts could not be converted, for the reason above."
 say "done: $folder"

@@ -31,7 +31,7 @@ export UV_FIND_LINKS="$links"
 make_peer() {
   local peer="$1" pins="constraints-peers-$1.txt" venv="$peers/$1" wanted version source=()
   wanted="$({
-    cat pyproject.toml setup.py overrides.txt scripts/setup_peers.sh scripts/wheels.sh "$pins"
+    cat pyproject.toml eval/pyproject.toml overrides.txt scripts/setup_peers.sh scripts/wheels.sh "$pins"
     printf '%s\n' "$root"
     "$base" -V
   } | sha256sum | cut -d' ' -f1)"
@@ -52,8 +52,8 @@ make_peer() {
     die "the installation of $peer failed, for the reason above. Where PyTorch's CPU index" \
       "cannot be reached, put a CPU wheel of torch $version into a folder and name it in" \
       "UV_FIND_LINKS."
-  # The workers are modules of this project. They need nothing of its own requirements but torch.
-  "$uv" pip install --quiet --python "$venv/bin/python" --no-deps -e .
+  # The workers are modules of the studies. They need nothing of the requirements but torch.
+  "$uv" pip install --quiet --python "$venv/bin/python" --no-deps -e . -e ./eval
   printf '%s\n' "$wanted" >"$venv/.qm-vllm-setup"
   say "$peer done"
 }

@@ -2,7 +2,7 @@
 
 ``scripts/fetch_images.sh`` downloads and unpacks the package and runs this file as a command::
 
-    python eval/convert_images.py PACKAGE_FOLDER FILE.npz
+    python eval/qm_vllm_eval/convert_images.py PACKAGE_FOLDER FILE.npz
 
 It stands alone, so that it also runs from a checkout that is not installed. The package has
 7,000 images of each of ten classes and no split of its own: images are written class by class in

@@ -2,7 +2,7 @@
 
 ``scripts/fetch_texts.sh`` downloads and unpacks the packages and runs this file as a command::
 
-    python eval/convert_texts.py PACKAGE_ROOT TEXT_FOLDER
+    python eval/qm_vllm_eval/convert_texts.py PACKAGE_ROOT TEXT_FOLDER
 
 PACKAGE_ROOT is the folder that the packages were unpacked into. It stands alone (no import of
 the project), so that it also runs from a checkout that is not installed.

@@ -1,14 +1,11 @@
 """The figures of committed runs beside the paper's, for ``eval/results/paper/README.md``.
 
-    python -m qm_vllm_eval.paper.compare eval/results/paper
-
-prints the tables between the README's markers; a test keeps both equal.
+``python -m qm_vllm_eval.published`` writes them into the page.
 """
 
 from __future__ import annotations
 
 import csv
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +17,13 @@ from qm_vllm_eval.paper.tables import METRICS, PAPER_1, PAPER_2
 RUNS = ("small", "medium")
 LOADERS = "smoke"
 """A run whose figures mean nothing, but that the loaders and everything behind them work."""
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 NAMES = {"ppl": "PPL", "accuracy": "accuracy", "fvd": "Fréchet"}
 
 
 def figures(folder: Path) -> str:
     """Markdown of Tables 1 to 5: every figure of the runs in ``folder`` beside the paper's."""
     held = {
-        run: {n: _read(folder / run / f"table{n}.csv") for n in range(1, 6)}
+        run: {n: read_csv(folder / run / f"table{n}.csv") for n in range(1, 6)}
         for run in (*RUNS, LOADERS)
     }
     parts = [
@@ -102,7 +98,7 @@ def _plain(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
     return "\n".join([*lines, *(_line(shown(row, name) for name in used) for row in rows)]) + "\n"
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
+def read_csv(file: Path) -> list[dict[str, Any]]:
     """Rows of a CSV file, numbers as numbers, empty cells as None; [] if there is no file."""
     if not file.is_file():
         return []
@@ -123,7 +119,3 @@ def _value(text: str) -> Any:
 
 def _line(cells: Any) -> str:
     return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
-
-
-if __name__ == "__main__":
-    print(figures(Path(sys.argv[1])))

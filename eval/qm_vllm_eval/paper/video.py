@@ -3,7 +3,7 @@
 A clip is 8 frames that the decoder is given and 8 that it has to make up. Each frame is pooled to
 a few patch states; the mean of them is the frame's state. The decoder says the next frames as
 codes (the nearest of k-means centres of the training frames' states), sampled one after another,
-and the Fréchet distance compares the made-up clips with the real ones (eval/frechet.py).
+and the Fréchet distance compares the made-up clips with the real ones (qm_vllm_eval.frechet).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ class PeerMissing(RuntimeError):
 def peers_folder() -> Path:
     """``$QM_VLLM_PEERS``, else ``.peers`` in the checkout."""
     chosen = os.environ.get("QM_VLLM_PEERS")
-    return Path(chosen) if chosen else Path(__file__).resolve().parents[2] / ".peers"
+    return Path(chosen) if chosen else Path(__file__).resolve().parents[3] / ".peers"
 
 
 def peer_python(peer: str) -> Path:

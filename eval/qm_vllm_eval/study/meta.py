@@ -20,7 +20,7 @@ PRESENTATION = (
     "page_style", "plot_style", "plots",
     "progress", "report", "results", "session", "store",
 )
-"""Modules of ``eval/study`` that no measured figure depends on."""
+"""Modules of ``qm_vllm_eval.study`` that no measured figure depends on."""
 DECIDING = ("calibration", "config", "layers", "presets")
 """Modules of the library that decide figures of the bench, beside ``compress``."""
 
@@ -97,12 +97,13 @@ def code_hash(roots: Iterable[Path] | None = None) -> str:
     """First 16 hex digits of a SHA-256 over the code that figures depend on.
 
     By default: ``qm_vllm_eval`` without the modules that only store and show
-    (:data:`PRESENTATION`), ``qm_vllm.compress``, the calibrations and the modules in
+    (:data:`PRESENTATION`, ``published``), ``qm_vllm.compress``, the calibrations and the modules in
     :data:`DECIDING`. A new file, a renamed file and a changed one all change it.
     """
     base = Path(__file__).resolve().parents[1]
     package = Path(qm_vllm.__file__).resolve().parent
     shown = {base / "study" / f"{name}.py" for name in PRESENTATION}
+    shown |= set((base / "published").glob("*.py"))
     total = hashlib.sha256()
     found = [
         (f"{root.name}/{path.relative_to(root).as_posix()}", path)

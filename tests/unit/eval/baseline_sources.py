@@ -1,4 +1,4 @@
-"""Sequences as a frozen encoder might leave them, for the tests of eval/baselines."""
+"""Sequences as a frozen encoder might leave them, for the tests of qm_vllm_eval.baselines."""
 
 from __future__ import annotations
 

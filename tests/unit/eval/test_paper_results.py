@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parents[3] / "eval" / "results" / "paper"
 
 def test_the_readme_s_tables_are_those_of_the_files():
     text = (RESULTS / "README.md").read_text(encoding="utf-8")
-    between = text.split(compare.BEGIN)[1].split(compare.END)[0]
+    between = text.split("<!-- begin generated: paper -->")[1].split("<!-- end generated -->")[0]
     assert between.strip() == compare.figures(RESULTS).strip()
 
 
@@ -27,7 +27,7 @@ def test_tables_follow_from_the_cells(run):
     assert len({(cell["task"], cell["method"], cell["seed"]) for cell in cells}) == len(cells)
     for number, make in ((1, tables.table_1), (2, tables.table_2)):
         wanted = {row["method"]: row for row in make(cells)}
-        for row in compare._read(RESULTS / run / f"table{number}.csv"):
+        for row in compare.read_csv(RESULTS / run / f"table{number}.csv"):
             for name, value in wanted[row["method"]].items():
                 if isinstance(value, float):
                     assert row[name] == pytest.approx(value), (row["method"], name)

@@ -1,20 +1,16 @@
-"""Tables of the results: ``python benchmarks/tables.py`` writes them into README.md, between marks.
+"""Tables of the benchmarks.
 
-Every file of ``results/<machine>/`` whose name begins with that of a benchmark is one or more
-tables; nothing is typed by hand.
+Every file of ``benchmarks/results/<machine>/`` whose name begins with that of a benchmark is one
+or more tables.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-from stored import HERE, exponents, load, machines
-
-PAGE = Path(__file__).parent / "README.md"
-BEGIN, END = "<!-- tables: benchmarks/tables.py -->", "<!-- end of tables -->"
-Row = dict[str, Any]
+from qm_vllm_eval.published import stored
+from qm_vllm_eval.published.form import Row, markdown
+from qm_vllm_eval.published.stored import exponents, load, machines
 
 
 def seconds(value: float) -> str:
@@ -165,13 +161,6 @@ KINDS: list[tuple[str, str, Callable[[Row], list[Row]]]] = [
 ]
 
 
-def markdown(rows: list[Row]) -> str:
-    """A table."""
-    names = list(rows[0])
-    lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
-    return "\n".join(lines + [f"| {' | '.join(str(v) for v in row.values())} |" for row in rows])
-
-
 def aims(machine: str) -> list[Row]:
     """What the benchmarks of a machine were to show, and what they do; default depth."""
     found: list[tuple[str, str, bool]] = []
@@ -235,25 +224,10 @@ def tables() -> str:
         if rows := aims(machine):
             text += ["**Against the aims.** From the files below.", markdown(rows)]
         for prefix, title, make in KINDS:
-            for name in sorted(file.stem for file in (HERE / machine).glob(f"{prefix}*.json")):
-                content = load(machine, name)
+            for file in sorted((stored.HERE / machine).glob(f"{prefix}*.json")):
+                name, content = file.stem, load(machine, file.stem)
                 if rows := make(content):
                     text += [f"**{title}.** {source(machine, name, content)}", markdown(rows)]
         if text:
             found += [f"### {machine}", *text]
     return "\n\n".join(found)
-
-
-def page(text: str) -> str:
-    """The page with the tables between the marks."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{tables()}\n{END}{rest.split(END)[1]}"
-
-
-def main() -> None:
-    PAGE.write_text(page(PAGE.read_text()))
-    print(PAGE)
-
-
-if __name__ == "__main__":
-    main()
