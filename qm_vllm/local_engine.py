@@ -94,7 +94,7 @@ def has_compiler() -> bool:
 
 def sampling(max_tokens: int, options: dict[str, Any], *, temperature: float = 0.0) -> Any:
     """``SamplingParams`` with per-request options as :func:`qm_vllm.request_args` gives them."""
-    return vllm.sampling_params(max_tokens=max_tokens, temperature=temperature, extra_args=options)
+    return vllm.sampling(max_tokens=max_tokens, temperature=temperature, extra_args=options)
 
 
 def chat_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:

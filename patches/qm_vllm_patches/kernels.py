@@ -15,18 +15,28 @@ class CpuAttention:
 
     Attributes:
         isa: the instruction set that the kernel would use for the shape.
+        store, plan, attend: its three steps.
     """
 
     isa: str
-    ops: Any
+    store: Callable[..., Any]
+    plan: Callable[..., Any]
+    attend: Callable[..., Any]
 
     @classmethod
     def of(cls, dtype: torch.dtype, block_size: int, head_size: int) -> CpuAttention:
         """Raises ImportError or AttributeError where this build has no such kernel."""
-        from vllm import _custom_ops
+        from vllm._custom_ops import (
+            cpu_attention_with_kv_cache,
+            cpu_attn_get_scheduler_metadata,
+            cpu_attn_reshape_and_cache,
+        )
         from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
 
-        return cls(_get_attn_isa(dtype, block_size, head_size), _custom_ops)
+        return cls(
+            _get_attn_isa(dtype, block_size, head_size), cpu_attn_reshape_and_cache,
+            cpu_attn_get_scheduler_metadata, cpu_attention_with_kv_cache,
+        )
 
     def run(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor,
@@ -45,19 +55,17 @@ class CpuAttention:
         """
         key_cache, value_cache = cache.chunk(2, dim=2)
         scales = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": "auto"}
-        self.ops.cpu_attn_reshape_and_cache(
-            key, value, key_cache, value_cache, slots, self.isa, **scales
-        )
+        self.store(key, value, key_cache, value_cache, slots, self.isa, **scales)
         lengths = torch.tensor(sizes, dtype=torch.int32)
         starts = torch.tensor(bounds, dtype=torch.int32)
-        plan = self.ops.cpu_attn_get_scheduler_metadata(
+        plan = self.plan(
             num_reqs=len(sizes), num_heads=query.shape[1], num_kv_heads=key.shape[1],
             head_dim=query.shape[2], seq_lens=lengths, dtype=query.dtype, query_start_loc=starts,
             causal=True, sliding_window_size=window, isa=self.isa, enable_kv_split=False,
             dynamic_causal=None, kv_cache_dtype="auto",
         )
         out = torch.empty_like(query)
-        self.ops.cpu_attention_with_kv_cache(
+        self.attend(
             query=query, key_cache=key_cache, value_cache=value_cache, output=out,
             query_start_loc=starts, seq_lens=lengths, scale=scale, causal=True,
             alibi_slopes=None, sliding_window=window, block_table=table, softcap=0,

@@ -17,7 +17,7 @@ def offline_engine(**arguments: Any) -> Any:
     return LLM(**arguments)
 
 
-def sampling_params(**arguments: Any) -> Any:
+def sampling(**arguments: Any) -> Any:
     """A ``vllm.SamplingParams``."""
     from vllm import SamplingParams
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm.sampling_params import SamplingParams
-from vllm.v1.request import Request
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +114,9 @@ def self_check(kept: Sequence[int] = (0, 2, 3, 7)) -> str | None:
     Returns:
         None, or a sentence that names the attributes which this vLLM handles differently.
     """
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.request import Request
+
     source = list(range(100, 110))
     chosen = [source[i] for i in kept]
 

@@ -132,6 +132,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "_counter_cls", "_gauge_cls", "_histogram_cls", "per_engine_labelvalues",
     ),
     "KVConnectorStats": ("data",),
+    "ModelRegistry": ("register_model",),
+    "FastAPI": ("vllm_config",),
     "LLM": ("llm_engine",),
     "LLMEngine": ("engine_core", "model_config"),
     "EngineCoreClient": ("shutdown",),

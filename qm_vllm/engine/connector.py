@@ -6,9 +6,8 @@ from qm_vllm.calibration import calibrated
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import read_facts, refuse
 from qm_vllm.engine.jobs.worker_side import WorkerSide
-from qm_vllm.engine.metrics import QuickMergePromMetrics
+from qm_vllm.engine.metrics import QuickMergePromMetrics, QuickMergeStats
 from qm_vllm.engine.requests.scheduler_side import SchedulerSide
-from qm_vllm.engine.requests.tally import QuickMergeStats
 from qm_vllm.reports import REPORT_KEY
 from qm_vllm_patches import checks
 from qm_vllm_patches.connector import ConnectorBase

@@ -80,9 +80,12 @@ def memory_to_keep(
         longest: tokens of the longest prompt.
         block_size: tokens of a KV block.
     """
-    plain = -(-longest // block_size) * block_size * shape.token_bytes
     share = int(config.job_memory_share * available)
-    return max(0, min(job_bytes(config, shape, longest), share, available - plain))
+    wanted = min(job_bytes(config, shape, longest), share)
+    # One block more than the prompt's is vLLM's own.
+    spare = available - (-(-longest // block_size) + 1) * block_size * shape.token_bytes
+    # Below 0 vLLM does not start, or finds a shorter length by itself (max_model_len="auto").
+    return wanted if spare < 0 else min(wanted, spare)
 
 
 def longest_job(config: QuickMergeConfig, shape: DecoderShape, max_bytes: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from qm_vllm_patches.metrics import PromMetricsBase
+from qm_vllm.engine.requests.tally import added, figures
+from qm_vllm_patches.metrics import PromMetricsBase, StatsBase
 
 COUNTERS = {
     "source_tokens": "Prompt tokens of requests that were compressed.",
@@ -22,6 +23,23 @@ GAUGES = {
 }
 REQUESTS, FALLBACKS, SECONDS = "requests", "fallbacks", "job_seconds"
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+
+
+class QuickMergeStats(StatsBase):
+    """One or more steps' counts, as a :class:`~qm_vllm.engine.requests.tally.Tally` took them."""
+
+    def reset(self) -> None:
+        self.data = {}
+
+    def is_empty(self) -> bool:
+        return not any(self.data.values())
+
+    def aggregate(self, other: StatsBase) -> QuickMergeStats:
+        return QuickMergeStats(added(self.data, other.data))
+
+    def reduce(self) -> dict[str, int | float]:
+        """The figures of vLLM's periodic log line."""
+        return figures(self.data)
 
 
 class QuickMergePromMetrics(PromMetricsBase):

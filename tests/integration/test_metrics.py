@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from qm_vllm.engine.metrics import COUNTERS, QuickMergePromMetrics, QuickMergeStats, Tally
+from qm_vllm.engine.metrics import COUNTERS, QuickMergePromMetrics, QuickMergeStats
+from qm_vllm.engine.requests.tally import Tally
 
 
 def tally() -> Tally:
@@ -32,7 +33,7 @@ def test_two_takes_add_up_and_the_later_level_counts():
     one, later = tally(), Tally()
     later.untouched("short")
     later.level(jobs_waiting=0)
-    stats = one.take().aggregate(later.take())
+    stats = QuickMergeStats(one.take()).aggregate(QuickMergeStats(later.take()))
     assert stats.data["fallbacks"] == {"short": 2}
     assert stats.data["gauges"] == {"jobs_waiting": 0, "jobs_live": 1}
     assert stats.reduce() == {
@@ -57,8 +58,8 @@ def test_a_prometheus_client_shows_them():
     config = SimpleNamespace(kv_transfer_config=None)
     labels = ["model_name", "engine"]
     metrics = QuickMergePromMetrics(config, types, labels, {0: ["m", "0"]})
-    metrics.observe(tally().take().to_dict())
-    metrics.observe(tally().take().to_dict())
+    metrics.observe(QuickMergeStats(tally().take()).to_dict())
+    metrics.observe(QuickMergeStats(tally().take()).to_dict())
     where = {"model_name": "m", "engine": "0"}
 
     def value(name, **more):
@@ -79,7 +80,7 @@ def test_a_second_engine_of_a_process_takes_the_names_over():
     types = {Counter: Counter, Gauge: Gauge, Histogram: Histogram}
     for model in ("first", "second"):
         made = QuickMergePromMetrics(config, types, ["model_name"], {0: [model]})
-    made.observe(tally().take().to_dict())
+    made.observe(QuickMergeStats(tally().take()).to_dict())
     name = "qm_vllm:source_tokens_total"
     assert REGISTRY.get_sample_value(name, {"model_name": "second"}) == 1100
     assert REGISTRY.get_sample_value(name, {"model_name": "first"}) is None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
-from qm_vllm.engine.requests.tally import QuickMergeStats
+from qm_vllm.engine.requests.tally import added, figures
 from qm_vllm_patches.log import get_logger
 
 logger = get_logger(__name__)
@@ -22,24 +23,24 @@ class MinuteLine:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.since = clock, clock()
-        self.seen: QuickMergeStats | None = None
+        self.seen: dict[str, Any] | None = None
 
-    def observe(self, stats: QuickMergeStats | None) -> None:
+    def observe(self, counts: dict[str, Any] | None) -> None:
         """Take one step's counts (None: nothing), and log if a minute has passed."""
-        if stats is not None:
-            self.seen = stats if self.seen is None else self.seen.aggregate(stats)
+        if counts is not None:
+            self.seen = counts if self.seen is None else added(self.seen, counts)
         now = self.clock()
         if now - self.since < self.SECONDS or self.seen is None:
             return
-        figures = ", ".join(f"{name} {value:,}" for name, value in self.seen.reduce().items())
+        line = ", ".join(f"{name} {value:,}" for name, value in figures(self.seen).items())
         levels = ", ".join(
             f"{name.replace('_', ' ')} {value}"
-            for name, value in self.seen.data.get("gauges", {}).items()
+            for name, value in self.seen.get("gauges", {}).items()
         )
-        reasons = self.seen.data.get("fallbacks", {})
+        reasons = self.seen.get("fallbacks", {})
         why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
         logger.info(
-            "qm_vllm: last %.0f s: %s%s%s", now - self.since, figures,
+            "qm_vllm: last %.0f s: %s%s%s", now - self.since, line,
             f"; untouched because: {why}" if why else "", f"; now {levels}" if levels else "",
         )
         self.since, self.seen = now, None

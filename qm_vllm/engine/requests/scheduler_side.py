@@ -20,7 +20,7 @@ from qm_vllm.engine.requests.memo import Memo, Outcome
 from qm_vllm.engine.requests.minute_line import MinuteLine
 from qm_vllm.engine.requests.planning import RequestPlan, Room, plan_request
 from qm_vllm.engine.requests.report import compressed_report, untouched_report
-from qm_vllm.engine.requests.tally import QuickMergeStats, Tally
+from qm_vllm.engine.requests.tally import Tally
 from qm_vllm.engine.untouched import Untouched
 from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.requests import Arrival, RequestHandle
@@ -276,11 +276,11 @@ class SchedulerSide:
             cached=tracked.cached, notes=tracked.notes,
         )
 
-    def take_stats(self) -> QuickMergeStats | None:
+    def take_counts(self) -> dict[str, Any] | None:
         """Counts since the last call, for vLLM's metrics; a log line about them once a minute."""
-        stats = self.tally.take()
-        self.minute.observe(stats)
-        return stats
+        counts = self.tally.take()
+        self.minute.observe(counts)
+        return counts
 
     def reset(self) -> None:
         """The connector's own cache shall be cleared too: forget all results."""

@@ -6,8 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from qm_vllm_patches.metrics import StatsBase
-
 
 @dataclass
 class Tally:
@@ -39,7 +37,7 @@ class Tally:
         """Set gauges; a change alone is worth reporting."""
         self.gauges |= gauges
 
-    def take(self) -> QuickMergeStats | None:
+    def take(self) -> dict[str, Any] | None:
         """What was counted since the last call, or None if nothing was."""
         data: dict[str, Any] = {
             "counts": dict(self.counts), "fallbacks": dict(self.fallbacks),
@@ -49,39 +47,31 @@ class Tally:
         self.fallbacks.clear()
         self.seconds.clear()
         self.gauges.clear()
-        stats = QuickMergeStats(data)
-        return None if stats.is_empty() else stats
+        return data if any(data.values()) else None
 
 
-class QuickMergeStats(StatsBase):
-    """One or more takes, added up."""
+def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two takes added up; of gauges the later one counts."""
+    total: dict[str, Any] = {
+        name: dict(Counter(one.get(name, {})) + Counter(other.get(name, {})))
+        for name in ("counts", "fallbacks")
+    }
+    total["seconds"] = [*one.get("seconds", ()), *other.get("seconds", ())]
+    total["gauges"] = one.get("gauges", {}) | other.get("gauges", {})
+    return total
 
-    def reset(self) -> None:
-        self.data = {}
 
-    def is_empty(self) -> bool:
-        return not any(self.data.values())
-
-    def aggregate(self, other: StatsBase) -> QuickMergeStats:
-        merged: dict[str, Any] = {
-            name: dict(Counter(self.data.get(name, {})) + Counter(other.data.get(name, {})))
-            for name in ("counts", "fallbacks")
-        }
-        merged["seconds"] = [*self.data.get("seconds", ()), *other.data.get("seconds", ())]
-        merged["gauges"] = self.data.get("gauges", {}) | other.data.get("gauges", {})
-        return QuickMergeStats(merged)
-
-    def reduce(self) -> dict[str, int | float]:
-        """The figures of vLLM's periodic log line."""
-        counts, seconds = Counter(self.data.get("counts", {})), self.data.get("seconds", [])
-        line: dict[str, int | float] = {
-            "compressed requests": counts["compressed"],
-            "untouched requests": sum(self.data.get("fallbacks", {}).values()),
-            "source tokens": counts["source_tokens"],
-            "kept tokens": counts["kept_tokens"],
-            "blocks saved": counts["blocks_saved"],
-            "memo hits": counts["memo_hits"],
-        }
-        if seconds:
-            line["mean job seconds"] = round(sum(seconds) / len(seconds), 3)
-        return line
+def figures(data: dict[str, Any]) -> dict[str, int | float]:
+    """The figures of a log line."""
+    counts, seconds = Counter(data.get("counts", {})), data.get("seconds", [])
+    line: dict[str, int | float] = {
+        "compressed requests": counts["compressed"],
+        "untouched requests": sum(data.get("fallbacks", {}).values()),
+        "source tokens": counts["source_tokens"],
+        "kept tokens": counts["kept_tokens"],
+        "blocks saved": counts["blocks_saved"],
+        "memo hits": counts["memo_hits"],
+    }
+    if seconds:
+        line["mean job seconds"] = round(sum(seconds) / len(seconds), 3)
+    return line

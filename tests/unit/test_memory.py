@@ -1,0 +1,178 @@
+"""What the plug-in takes of an engine's memory: by hand, and on cards that nobody has here.
+
+The KV cache's arithmetic is vLLM's own: its page sizes and its check at start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from qm_vllm import QuickMergeConfig
+from qm_vllm.compress import round_to_blocks
+from qm_vllm.engine.memory import DecoderShape, job_bytes, longest_job, memory_to_keep
+
+SMALL = DecoderShape(
+    hidden_size=576, num_layers=30, num_kv_heads=3, head_size=64, value_bytes=2, cache_bytes=2
+)
+GIB = 1 << 30
+BLOCK = 16
+
+
+def test_terms_by_hand():
+    pair = 2 * 3 * 64 * 2
+    base = 576 * 2 + pair + pair // 2
+    assert job_bytes(QuickMergeConfig(), SMALL, 1000) == 1000 * base
+    blind = QuickMergeConfig(query_visible=False)
+    assert job_bytes(blind, SMALL, 1000) == 1000 * (base + 4 * 576)
+    prefill = QuickMergeConfig(delivery="prefill", window_layers=2)
+    assert job_bytes(prefill, SMALL, 1000) == 1000 * (base + 2 * pair)
+    aside = replace(SMALL, cache_bytes=1, stashes=True)
+    assert job_bytes(QuickMergeConfig(encoder_layers=20), aside, 1000) == 1000 * (base + 20 * pair)
+
+
+def test_the_longest_job_just_fits():
+    config = QuickMergeConfig()
+    tokens = longest_job(config, SMALL, 10_000_000)
+    assert job_bytes(config, SMALL, tokens) <= 10_000_000 < job_bytes(config, SMALL, tokens + 1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A decoder and the bytes of its bfloat16 weights."""
+
+    shape: DecoderShape
+    weights: int
+
+
+def model(hidden: int, layers: int, kv_heads: int, head: int, billions: float) -> Model:
+    return Model(DecoderShape(hidden, layers, kv_heads, head, 2, 2), int(billions * 2e9))
+
+
+MODELS = {  # shapes and parameters as on their model cards
+    "Llama-3.1-8B": model(4096, 32, 8, 128, 8.03),
+    "Qwen2.5-7B": model(3584, 28, 4, 128, 7.62),
+    "Qwen3-32B": model(5120, 64, 8, 128, 32.8),
+    "Qwen2.5-0.5B": model(896, 24, 2, 64, 0.49),
+}
+MIB = 1 << 20
+CARDS = {"24 GB": 24_564 * MIB, "80 GB": 81_559 * MIB}
+"""What the driver reports of an RTX 4090 and of an H100."""
+LENGTHS = (32_768, 131_072)
+UTILISATION, ACTIVATIONS = 0.92, 1.5 * GIB
+"""vLLM's default share of a card; room for a forward pass and CUDA graphs, equal for both."""
+RATIO = 0.4
+
+
+class Kv:
+    """vLLM's KV-cache arithmetic for a model on a card."""
+
+    def __init__(self, shape: DecoderShape, longest: int) -> None:
+        from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+        self.longest = longest
+        self.spec = FullAttentionSpec(
+            block_size=BLOCK, num_kv_heads=shape.num_kv_heads, head_size=shape.head_size,
+            dtype=torch.bfloat16,
+        )
+        self.block_bytes = self.spec.page_size_bytes * shape.num_layers
+        assert self.block_bytes == BLOCK * shape.token_bytes
+
+    def blocks(self, available: int) -> int:
+        """Usable blocks; vLLM holds one back."""
+        return available // self.block_bytes - 1
+
+    def starts(self, available: int) -> bool:
+        """vLLM refuses to start where one prompt of full length would not fit."""
+        return self.blocks(available) >= -(-self.longest // BLOCK)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: source tokens that fit."""
+
+    plain: int
+    ours: int
+    longest: int
+    """Longest prompt that can be compressed."""
+
+    @property
+    def factor(self) -> float:
+        return self.ours / self.plain
+
+
+def row(shape: DecoderShape, available: int, longest: int, prompt: int = 2048) -> Row | None:
+    """Plain vLLM and the plug-in with prompts of one length; None where plain does not start."""
+    config, kv = QuickMergeConfig(ratio=RATIO), Kv(shape, longest)
+    if not kv.starts(available):
+        return None
+    kept = memory_to_keep(config, shape, available, longest=longest, block_size=BLOCK)
+    assert kv.starts(available - kept), "where plain vLLM starts, this starts too"
+    blocks = kv.blocks(available - kept)
+    k = round_to_blocks(round(RATIO * prompt), prompt, 36, BLOCK)
+    own, job = -(-(k + 1) // BLOCK), -(-prompt // BLOCK)
+    # The last prompt's job needs the blocks of its whole prompt beside the others' results.
+    ours = (blocks - job) // own + 1 if blocks >= job else 0
+    fits = min(longest_job(config, shape, kept), blocks * BLOCK, longest)
+    return Row(kv.blocks(available) * BLOCK // prompt * prompt, ours * prompt, fits)
+
+
+def available(model: Model, card: float) -> int:
+    return int(card * UTILISATION - ACTIVATIONS - model.weights)
+
+
+@pytest.mark.parametrize("longest", LENGTHS)
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_source_tokens_that_fit(name, card, longest):
+    """2.5 times as many would be the limit at this ratio."""
+    chosen = MODELS[name]
+    found = row(chosen.shape, available(chosen, CARDS[card]), longest)
+    if found is None:
+        assert available(chosen, CARDS[card]) < longest * chosen.shape.token_bytes
+        return
+    assert found.factor >= 2.2, found
+    assert found.longest == longest, "a prompt of full length can be compressed"
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("spare", [0, 1, 2, 10, 100, 1000])
+def test_a_card_on_which_plain_just_starts_starts_with_us(name, spare):
+    shape = MODELS[name].shape
+    kv = Kv(shape, 32_768)
+    just = (32_768 // BLOCK + 1 + spare) * kv.block_bytes
+    assert kv.starts(just)
+    assert not kv.starts(just - (spare + 1) * kv.block_bytes)
+    assert row(shape, just, 32_768) is not None
+
+
+def test_a_length_that_vllm_fits_by_itself_leaves_a_share():
+    """With max_model_len="auto" the length is not known yet, and would not fit."""
+    shape = MODELS["Llama-3.1-8B"].shape
+    kept = memory_to_keep(QuickMergeConfig(), shape, 4 * GIB, longest=131_072, block_size=BLOCK)
+    assert kept == int(0.1 * 4 * GIB)
+
+
+def table() -> str:
+    """The table as it stands in docs/serving.md."""
+    lines = [
+        "| model | card | max_model_len | plain | compressed, 0.4 | factor | longest compressed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, chosen in MODELS.items():
+        for card, size in CARDS.items():
+            for longest in LENGTHS:
+                found = row(chosen.shape, available(chosen, size), longest)
+                cells = (
+                    ("does not start", "", "", "") if found is None
+                    else (f"{found.plain:,}", f"{found.ours:,}", f"{found.factor:.2f}",
+                          f"{found.longest:,}")
+                )
+                lines.append(f"| {name} | {card} | {longest:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
