@@ -42,13 +42,13 @@ class RequestPlan:
         spec: of its job, without id and blocks.
         demand: what the job needs.
         protected: positions that stay whatever their score.
-        at_most: K, or the most that it can be.
+        asked: positions that the budget allows, or the most that it can.
     """
 
     spec: JobSpec
     demand: Demand
     protected: int
-    at_most: int
+    asked: int
 
     @property
     def config(self) -> QuickMergeConfig:
@@ -71,12 +71,13 @@ def plan_request(
     try:
         depth, score_layers = _layers(config, facts)
         config = config if facts.has_adapter else without_layers(config)
-        spec, protected, at_most = _spec(arrival, config, depth, score_layers, facts)
+        spec, protected = _spec(arrival, config, depth, score_layers, facts)
+        asked = _budget(config, arrival.tokens, 0)
+        demand = _demand(spec, _budget(config, arrival.tokens, protected), protected, facts)
     except ConfigError as error:
         raise Untouched("invalid_option", f"invalid option: {error}") from error
-    demand = _demand(spec, at_most, facts)
     _fit(demand, arrival.tokens, room)
-    return RequestPlan(spec, demand, protected, at_most)
+    return RequestPlan(spec, demand, protected, asked)
 
 
 def _options(arrival: Arrival, base: QuickMergeConfig, facts: EngineFacts) -> QuickMergeConfig:
@@ -131,12 +132,8 @@ def _layers(config: QuickMergeConfig, facts: EngineFacts) -> tuple[int, tuple[in
 def _spec(
     arrival: Arrival, config: QuickMergeConfig, depth: int, score_layers: tuple[int, int],
     facts: EngineFacts,
-) -> tuple[JobSpec, int, int]:
-    """The job; how many positions it protects; the most that it can keep.
-
-    Raises:
-        ConfigError: max_kept cannot hold the protected positions.
-    """
+) -> tuple[JobSpec, int]:
+    """The job, and how many positions it protects."""
     ids = arrival.token_ids
     assert ids is not None
     block_size = facts.block_size if config.delivery == "inject" else None
@@ -147,14 +144,6 @@ def _spec(
     mask[special] = True
     for _, start, stop in turns:
         mask[start:stop] = True
-    protected = int(mask.sum())
-    bound = replace(config, alpha=None, max_error=None)
-    measured = config.alpha is not None or config.max_error is not None
-    if measured and config.ratio is None and config.max_kept is None:
-        bound = replace(bound, ratio=1.0)
-    at_most = choose_budget(bound, len(ids), None, protected)
-    if block_size is not None:
-        at_most = round_to_blocks(at_most, len(ids), protected, block_size)
     digest = hashlib.sha256(array("q", ids).tobytes())
     layers = (depth, *score_layers, block_size)
     for part in (config.fingerprint(), facts.model_key, repr(layers), repr(arrival.salt)):
@@ -165,14 +154,28 @@ def _spec(
         id=0, key=digest.hexdigest(), token_ids=ids, config=config, encoder_layers=depth,
         score_layers=score_layers, special_positions=special, block_size=block_size, turns=turns,
     )
-    return spec, protected, at_most
+    return spec, int(mask.sum())
 
 
-def _demand(spec: JobSpec, at_most: int, facts: EngineFacts) -> Demand:
+def _budget(config: QuickMergeConfig, tokens: int, protected: int) -> int:
+    """K, or the most that it can be where it depends on the content.
+
+    Raises:
+        ConfigError: max_kept cannot hold the protected positions.
+    """
+    bound = replace(config, alpha=None, max_error=None)
+    measured = config.alpha is not None or config.max_error is not None
+    if measured and config.ratio is None and config.max_kept is None:
+        bound = replace(bound, ratio=1.0)
+    return choose_budget(bound, tokens, None, protected)
+
+
+def _demand(spec: JobSpec, at_most: int, protected: int, facts: EngineFacts) -> Demand:
     tokens, size = len(spec.token_ids), spec.block_size
     held = job_bytes(spec.config, facts.shape, tokens)
     if size is None:
         return Demand(held, 0, 0, 0)
+    at_most = round_to_blocks(at_most, tokens, protected, size)
     kept = -(-max(0, at_most - 1) // size)
     # Where results are not found through the prefix cache, they are copied once.
     spare = 1 if facts.prefix_caching else kept + 1

@@ -57,12 +57,12 @@ def compressed_report(
 
 
 def _crowded(plan: RequestPlan, kept: int, source_tokens: int) -> list[str]:
-    """A sentence where the protected positions left nothing to choose."""
-    if kept == source_tokens or plan.protected < kept:
+    """A sentence where the protected positions left nothing of the budget to choose."""
+    if kept == source_tokens or plan.protected < plan.asked:
         return []
     return [
-        f"all {kept} kept positions are protected ones, so nothing else of the prompt stayed; "
-        "protect fewer or keep more"
+        f"{plan.protected} positions are protected and the budget is {plan.asked}, so "
+        f"{kept - plan.protected} of the rest stayed; protect fewer or keep more"
     ]
 
 
