@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -35,6 +36,30 @@ def evidence(n: int, seed: int = 0) -> Evidence:
 
 def test_registry_equals_the_configured_names():
     assert set(SALIENCIES) == set(configuration.SALIENCIES) - {"auto"}
+    assert all(name == one.name for name, one in SALIENCIES.items())
+
+
+class Watched:
+    """A configuration that remembers which of its fields were read."""
+
+    def __init__(self, config: QuickMergeConfig) -> None:
+        self.config, self.read = config, set()
+
+    def __getattr__(self, name):
+        self.read.add(name)
+        return getattr(self.config, name)
+
+
+@pytest.mark.parametrize("method", helpers.METHODS)
+def test_a_score_declares_the_options_and_the_evidence_that_it_reads(method):
+    one = SALIENCIES[method]
+    fields = {field.name for field in dataclasses.fields(QuickMergeConfig)}
+    assert one.options <= fields
+    assert one.needs <= KINDS
+    config = Watched(QuickMergeConfig(saliency=method))
+    scores = one.score(evidence(80), config)
+    assert config.read <= one.options
+    assert torch.equal(scores, score_tokens(evidence(80), config.config))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 39, 41, 200])
