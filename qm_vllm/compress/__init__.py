@@ -8,9 +8,11 @@ from qm_vllm.compress.budget import (
     choose_budget,
     keep_order,
     protected_mask,
+    protected_positions,
     round_to_blocks,
     select,
 )
+from qm_vllm.compress.choice import Choice, choose
 from qm_vllm.compress.entropy import attention_entropy
 from qm_vllm.compress.entropy_lse import attention_entropy_lse
 from qm_vllm.compress.evidence import Evidence, absolute_saliency, row_norms
@@ -33,6 +35,7 @@ __all__ = [
     "MAX_DROPPED_SHARE",
     "SALIENCIES",
     "AttentionError",
+    "Choice",
     "Compressed",
     "Evidence",
     "QueryAttention",
@@ -41,6 +44,7 @@ __all__ = [
     "attention_entropy",
     "attention_entropy_lse",
     "average_rank",
+    "choose",
     "choose_budget",
     "compress",
     "finish",
@@ -52,6 +56,7 @@ __all__ = [
     "min_max",
     "needs",
     "protected_mask",
+    "protected_positions",
     "reconstruction_error",
     "retained_norm",
     "round_to_blocks",
