@@ -182,7 +182,7 @@ def _compress_one(
         ("states", (states,)), ("layer_states", layers), ("attention", attention),
         ("values", values),
     ):
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        if not all(_finite(tensor) for tensor in tensors):
             raise ValueError(f"{name} hold NaN or infinity; the prompt cannot be scored")
     count = states.shape[0]
     if config.saliency == "auto" and not attention:
@@ -202,6 +202,13 @@ def _compress_one(
     if choice.k == count:
         return _untouched(states)
     return finish(states, evidence, choice.scores, choice.kept, config, check=False)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite: such a value shows in the extremes."""
+    if tensor.numel() == 0:
+        return True
+    return bool(torch.isfinite(torch.stack((tensor.amin(), tensor.amax()))).all())
 
 
 def _errors(

@@ -72,9 +72,8 @@ class QueryAttention:
         """
         if weights.ndim != 3 or 0 in weights.shape:
             raise ValueError(f"attention must be [H, W, N], not {list(weights.shape)}")
-        weights = weights.float()
-        recent = weights[:, -RECENT:].mean(1)
-        question = weights.amax(0) * _say(weights.shape[1], weights.device)
+        recent = weights[:, -RECENT:].float().mean(1)
+        question = weights.amax(0).float() * _say(weights.shape[1], weights.device)
         return cls(recent.amax(0), question.amax(0), recent.square().sum(0))
 
     @classmethod
