@@ -29,6 +29,7 @@ from qm_vllm.compress.normalize import absolute, average_rank, min_max
 from qm_vllm.compress.pipeline import Compressed, compress, finish
 from qm_vllm.compress.saliency import SALIENCIES, needs, score_tokens
 from qm_vllm.compress.saliency.query import QueryAttention
+from qm_vllm.compress.workspace import workspace_bytes
 
 __all__ = [
     "GROUPINGS",
@@ -67,5 +68,6 @@ __all__ = [
     "smallest_within",
     "soft_merge",
     "token_masses",
+    "workspace_bytes",
     "zero_padded_error",
 ]
