@@ -87,6 +87,17 @@ def test_needs_are_enough_and_each_is_necessary(method):
         score_tokens(Evidence(50), config)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("method", helpers.METHODS)
+def test_a_score_of_evidence_that_is_not_finite_is_not_finite(method, bad):
+    """So that whoever reads the scores sees it: a rank of NaN would look like any other."""
+    x, attention = helpers.states(100), helpers.attention(100)
+    x[50] = attention[0][:, :, 50] = bad
+    broken = Evidence.from_states(x, [x], logit_scale=24.0, needs=KINDS, attention=attention)
+    scores = score_tokens(broken, QuickMergeConfig(saliency=method, protect_last=8))
+    assert not bool(torch.isfinite(scores).all())
+
+
 def test_auto_follows_query_visible_and_alpha_adds_entropy():
     assert needs(QuickMergeConfig()) == {"attention"}
     assert needs(QuickMergeConfig(query_visible=False)) == {"entropy"}
