@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from qm_vllm.compress.saliency import entropy, query
+from qm_vllm.compress.saliency.query import WINDOW_QUERIES as WINDOW_QUERIES
 from qm_vllm.config import ConfigError, QuickMergeConfig
-
-WINDOW_QUERIES = 64
-"""Last positions of the prompt whose attention is recorded."""
-NARROWEST_WINDOW = 2
 
 
 def encoder_depth(config: QuickMergeConfig, num_layers: int) -> int:
@@ -15,12 +13,8 @@ def encoder_depth(config: QuickMergeConfig, num_layers: int) -> int:
 
 
 def window_layers(config: QuickMergeConfig, num_layers: int) -> int:
-    """Layers just below E whose attention is recorded: as configured, else a fifth of all.
-
-    What looks things up sits in few layers: where nobody has measured which, a wider window is
-    safer (docs/decisions.md).
-    """
-    return config.window_layers or max(NARROWEST_WINDOW, round(num_layers / 5))
+    """Layers just below E whose attention is recorded: as configured, else the score's default."""
+    return config.window_layers or query.window_layers(num_layers)
 
 
 def resolve_layers(config: QuickMergeConfig, num_layers: int) -> tuple[int, tuple[int, int]]:
@@ -35,8 +29,7 @@ def resolve_layers(config: QuickMergeConfig, num_layers: int) -> tuple[int, tupl
     depth = encoder_depth(config, num_layers)
     if depth > num_layers:
         raise ConfigError(f"encoder_layers={depth} is more than the model's {num_layers} layers")
-    first = num_layers // 6
-    score = config.score_layers or (first, max(first + 1, num_layers // 3))
+    score = config.score_layers or entropy.score_layers(num_layers)
     if config.score_layers is None and score[1] > depth:
         score = (max(0, depth - 1), depth)
     if score[1] > depth:

@@ -20,13 +20,13 @@ import torch
 
 from qm_vllm.assets import embedded
 from qm_vllm.calibration import calibrated
-from qm_vllm.compress import AttentionError, absolute_saliency, keep_order, protected_mask
+from qm_vllm.compress import AttentionError, absolute_saliency, choose, protected_positions
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
 from qm_vllm_eval.engines.reference import ReferenceEngine
 from qm_vllm_eval.haystacks import available
 from qm_vllm_eval.methods import METHODS
-from qm_vllm_eval.methods.quickmerge import evidence_of, options, score_evidence
+from qm_vllm_eval.methods.quickmerge import evidence_of, options
 from qm_vllm_eval.prompt import Prompt
 from qm_vllm_eval.study.adaptive import FIXED, ORACLE, Curve, compare, rank_correlation
 from qm_vllm_eval.tasks import build_sample
@@ -47,9 +47,8 @@ def signals(engine: ReferenceEngine, prompt: Prompt) -> dict[float, dict[str, fl
         QuickMergeConfig().override(options("quickmerge", ks[RATIOS[0]], visible=True)),
         engine.decoder.config,
     )
-    scores = score_evidence(evidence_of(request, config), config).cpu()
-    protected = protected_mask(config, None, request.tokens, frozenset())
-    order = keep_order(scores, protected)
+    protected = protected_positions(config, request.tokens)
+    order = choose(evidence_of(request, config), config, protected=protected, k=1).order.cpu()
     layers, prefill = engine.decoder.num_layers, request.prefill
     depth = encoder_depth(config, layers)
     error = AttentionError.joined([

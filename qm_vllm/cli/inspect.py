@@ -110,12 +110,15 @@ def page_data(
 ) -> dict[str, Any]:
     """What :func:`qm_vllm.cli.page.build_page` takes, from the report's details.
 
-    Scores are stretched to 0..1. Protected positions are those that the configuration names;
-    with merge="select" a token that is not kept leaves nothing behind, so it has no group.
+    Scores are stretched to 0..1. Protected positions are those that the configuration names and
+    the turns that stayed whole; with merge="select" a token that is not kept leaves nothing
+    behind, so it has no group.
 
     Raises:
         UserError: the report has no details, or they are not about these ids.
     """
+    from qm_vllm.compress import protected_positions  # imports torch, which --help can do without
+
     details = report.get("details")
     if not isinstance(details, dict):
         raise UserError("the engine's report has no details; update qm-vllm on its side")
@@ -127,14 +130,13 @@ def page_data(
     kept = [index in chosen for index in range(count)]
     if config.merge == "select":
         groups = [group if keep else -1 for group, keep in zip(groups, kept, strict=True)]
-    special = set(tokenizer.all_special_ids) if config.protect_special else set()
-    protected = [
-        index < config.protect_first
-        or index >= count - config.protect_last
-        or token in special
-        or any(start <= index < stop for start, stop in config.protect_ranges)
-        for index, token in enumerate(ids)
-    ]
+    special_ids = set(tokenizer.all_special_ids)
+    protected = protected_positions(
+        config,
+        count,
+        special=[index for index, token in enumerate(ids) if token in special_ids],
+        ranges=[(start, stop) for _, start, stop in report.get("kept_turns", ())],
+    )
     low, high = min(scores), max(scores)
     span = (high - low) or 1.0
     return {
@@ -142,6 +144,6 @@ def page_data(
         "kept": kept,
         "scores": [(score - low) / span for score in scores],
         "groups": groups,
-        "protected": protected,
+        "protected": protected.tolist(),
         "report": {key: value for key, value in report.items() if key != "details"},
     }

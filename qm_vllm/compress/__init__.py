@@ -8,9 +8,11 @@ from qm_vllm.compress.budget import (
     choose_budget,
     keep_order,
     protected_mask,
+    protected_positions,
     round_to_blocks,
     select,
 )
+from qm_vllm.compress.choice import Choice, choose
 from qm_vllm.compress.entropy import attention_entropy
 from qm_vllm.compress.entropy_lse import attention_entropy_lse
 from qm_vllm.compress.evidence import Evidence, absolute_saliency, row_norms
@@ -25,14 +27,16 @@ from qm_vllm.compress.gumbel import gumbel_softmax_mask, soft_merge
 from qm_vllm.compress.merge import MAX_DROPPED_SHARE, merge_states, token_masses
 from qm_vllm.compress.normalize import absolute, average_rank, min_max
 from qm_vllm.compress.pipeline import Compressed, compress, finish
-from qm_vllm.compress.query_attention import QueryAttention
 from qm_vllm.compress.saliency import SALIENCIES, needs, score_tokens
+from qm_vllm.compress.saliency.query import QueryAttention
+from qm_vllm.compress.workspace import workspace_bytes
 
 __all__ = [
     "GROUPINGS",
     "MAX_DROPPED_SHARE",
     "SALIENCIES",
     "AttentionError",
+    "Choice",
     "Compressed",
     "Evidence",
     "QueryAttention",
@@ -41,6 +45,7 @@ __all__ = [
     "attention_entropy",
     "attention_entropy_lse",
     "average_rank",
+    "choose",
     "choose_budget",
     "compress",
     "finish",
@@ -52,6 +57,7 @@ __all__ = [
     "min_max",
     "needs",
     "protected_mask",
+    "protected_positions",
     "reconstruction_error",
     "retained_norm",
     "round_to_blocks",
@@ -62,5 +68,6 @@ __all__ = [
     "smallest_within",
     "soft_merge",
     "token_masses",
+    "workspace_bytes",
     "zero_padded_error",
 ]

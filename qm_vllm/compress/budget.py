@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,16 +70,47 @@ def choose_budget(
     return min(kept, num_tokens)
 
 
+def protected_positions(
+    config: QuickMergeConfig,
+    num_tokens: int,
+    *,
+    special: Iterable[int] = (),
+    ranges: Iterable[tuple[int, int]] = (),
+) -> Tensor:
+    """Positions that stay whatever their score.
+
+    The first ``protect_first``, the last ``protect_last``, ``protect_ranges``, the special
+    tokens if ``protect_special`` is set, and the ranges given; ranges are clipped to the prompt.
+
+    Args:
+        config: its protect_* fields.
+        num_tokens: N.
+        special: positions of special tokens, each in [0, N).
+        ranges: half-open ranges ``(start, stop)`` of positions, such as turns that stay whole.
+
+    Returns:
+        bool [N] on the CPU.
+
+    Raises:
+        IndexError: a special position lies outside the prompt.
+    """
+    mask = torch.zeros(num_tokens, dtype=torch.bool)
+    mask[: config.protect_first] = True
+    mask[max(0, num_tokens - config.protect_last) :] = True
+    for start, stop in (*config.protect_ranges, *ranges):
+        mask[start:stop] = True
+    if config.protect_special:
+        mask[list(special)] = True
+    return mask
+
+
 def protected_mask(
     config: QuickMergeConfig,
     token_ids: Sequence[int] | Tensor | None,
     num_tokens: int,
     special_ids: frozenset[int],
 ) -> Tensor:
-    """Positions that stay whatever their score.
-
-    The first ``protect_first``, the last ``protect_last``, the special tokens (if
-    ``protect_special`` and token_ids are given) and ``protect_ranges``, clipped to the prompt.
+    """:func:`protected_positions` where special tokens are known by their ids.
 
     Args:
         config: its protect_* fields.
@@ -93,18 +124,14 @@ def protected_mask(
     Raises:
         ValueError: token_ids does not have N entries.
     """
-    mask = torch.zeros(num_tokens, dtype=torch.bool)
-    mask[: config.protect_first] = True
-    mask[max(0, num_tokens - config.protect_last) :] = True
-    for start, stop in config.protect_ranges:
-        mask[start:stop] = True
+    special: list[int] = []
     if token_ids is not None:
         if len(token_ids) != num_tokens:
             raise ValueError(f"token_ids has {len(token_ids)} entries for {num_tokens} tokens")
-        if config.protect_special and special_ids:
-            ids = torch.as_tensor(token_ids, dtype=torch.long, device="cpu")
-            mask |= torch.isin(ids, torch.tensor(sorted(special_ids), dtype=torch.long))
-    return mask
+        ids = torch.as_tensor(token_ids, dtype=torch.long, device="cpu")
+        named = torch.isin(ids, torch.tensor(sorted(special_ids), dtype=torch.long))
+        special = named.nonzero()[:, 0].tolist()
+    return protected_positions(config, num_tokens, special=special)
 
 
 def round_to_blocks(k: int, num_tokens: int, floor: int, block_size: int) -> int:

@@ -17,8 +17,10 @@ FLOAT32_MAX_SCALE = 24.0
 """Above this logit scale the rounding of a float32 cosine would break the 1e-5 promise, so
 that the products run in float64."""
 
-_CHUNK = 1024
-_PANEL = 8  # tiles side by side in one operation: fewer, larger kernels
+ROWS = 1024
+"""Rows that are scaled at once."""
+TILE, PANEL = 512, 8
+"""Rows of a step, and tiles side by side in one operation: fewer, larger kernels."""
 _DEPTH = 32  # a float32 dot product is a sum of up to 8 shorter ones, of this length or more
 _PARTS = 8
 
@@ -42,7 +44,7 @@ def attention_entropy(
     logit_scale: float,
     *,
     normalize_rows: bool = True,
-    tile: int = 512,
+    tile: int = TILE,
     incoming: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Entropy of each token's bidirectional self-attention (paper eq. 1-2), in nats.
@@ -158,14 +160,14 @@ def unit_rows(states: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tenso
     """
     unit = torch.empty(states.shape, dtype=dtype, device=states.device)
     zero = torch.empty(states.shape[0], dtype=torch.bool, device=states.device)
-    for start in range(0, states.shape[0], _CHUNK):
-        rows = states[start : start + _CHUNK].double()
+    for start in range(0, states.shape[0], ROWS):
+        rows = states[start : start + ROWS].double()
         peak = rows.abs().amax(1, keepdim=True)
         blank = peak == 0
         rows = rows / peak.where(~blank, 1.0)
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        unit[start : start + _CHUNK] = rows / norm.where(~blank, 1.0)
-        zero[start : start + _CHUNK] = blank[:, 0]
+        unit[start : start + ROWS] = rows / norm.where(~blank, 1.0)
+        zero[start : start + ROWS] = blank[:, 0]
     return unit, zero
 
 
@@ -175,10 +177,14 @@ def _scaled_rows(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     The scaling is exact and keeps the products in range. Returns rows [N, D], 1 / norm [N]
     (0 for a row of zeros) and the bool [N] that marks the rows of zeros.
     """
-    peak = states.abs().amax(1).float()
-    zero = peak == 0
-    exponent = torch.frexp(peak).exponent
-    rows = torch.ldexp(states.float(), -exponent[:, None])
+    rows = torch.empty(states.shape, device=states.device)
+    zero = torch.empty(states.shape[0], dtype=torch.bool, device=states.device)
+    for start in range(0, states.shape[0], ROWS):
+        part = states[start : start + ROWS]
+        peak = part.abs().amax(1).float()
+        zero[start : start + ROWS] = peak == 0
+        exponent = torch.frexp(peak).exponent
+        rows[start : start + ROWS] = torch.ldexp(part.float(), -exponent[:, None])
     norm = torch.linalg.vector_norm(rows, dim=1).where(~zero, 1.0)
     return rows, torch.where(zero, 0.0, 1 / norm), zero
 
@@ -201,7 +207,7 @@ def _off_diagonal(
     count, width = weights.shape
     mass = torch.zeros(count, width, dtype=torch.float64, device=unit.device)
     moment = torch.zeros_like(mass)
-    panel = tile * _PANEL
+    panel = tile * PANEL
     cells = min(tile, count) * min(panel, count)
     logits_buffer = torch.empty(cells, dtype=unit.dtype, device=unit.device)
     exp_buffer = torch.empty_like(logits_buffer)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from qm_vllm.compress.entropy import attention_entropy
 from qm_vllm.compress.normalize import absolute
-from qm_vllm.compress.query_attention import QueryAttention
+from qm_vllm.compress.saliency.query import QueryAttention
 
 KINDS = frozenset({"entropy", "incoming", "norm", "attention"})
 """Kinds of evidence that a saliency may ask for."""
+ROWS = 1024
+"""Rows of the states that are widened at once for their norms."""
 
 
 @dataclass
@@ -118,11 +120,14 @@ _HOW = {
 
 
 def row_norms(states: Tensor) -> Tensor:
-    """L2 norm of each row of [N, D], as [N] float32."""
-    norms: Tensor = torch.linalg.vector_norm(
-        states, dim=1, dtype=torch.promote_types(states.dtype, torch.float32)
-    )
-    return norms.float()
+    """L2 norm of each row of [N, D], as [N] float32.
+
+    A CPU widens half-precision rows before it sums them: :data:`ROWS` at a time.
+    """
+    work = torch.promote_types(states.dtype, torch.float32)
+    copies = states.device.type == "cpu" and states.dtype != work
+    parts = torch.split(states, ROWS) if copies else (states,)
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=work) for part in parts]).float()
 
 
 def absolute_saliency(evidence: Evidence) -> Tensor:

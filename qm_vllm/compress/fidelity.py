@@ -10,7 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK = 2048
+ROWS = 2048
+"""Most rows that are compared at once."""
+AT_ONCE = 32 << 20
+"""Bytes of rows in float64 held at once: of wide states fewer rows are compared."""
 
 
 def measures(
@@ -85,6 +88,11 @@ def zero_padded_error(states: Tensor, kept: Tensor) -> float:
     return float(_relative(_energy(states[dropped].float()), _energy(states.float())))
 
 
+def rows_at_once(width: int) -> int:
+    """Rows [*, D] that are compared at once."""
+    return max(1, min(ROWS, AT_ONCE // (8 * width)))
+
+
 def _gamma(norms: Tensor, k: int) -> Tensor:
     if not 0 <= k <= norms.shape[0]:
         raise ValueError(f"k={k} must be between 0 and the {norms.shape[0]} tokens")
@@ -95,11 +103,11 @@ def _error(states: Tensor, merged: Tensor, groups: Tensor) -> Tensor:
     if states.shape[0] != groups.shape[0]:
         raise ValueError(f"groups must be [{states.shape[0]}], not {list(groups.shape)}")
     error = energy = torch.zeros((), dtype=torch.float64, device=states.device)
-    for start in range(0, states.shape[0], _CHUNK):
-        rows = states[start : start + _CHUNK].float()
-        padded = merged[groups[start : start + _CHUNK]].float()
-        error = error + _energy(rows - padded)
+    size = rows_at_once(states.shape[1])
+    for start in range(0, states.shape[0], size):
+        rows = states[start : start + size].float()
         energy = energy + _energy(rows)
+        error = error + _energy(merged[groups[start : start + size]].float().sub_(rows))
     return _relative(error, energy)
 
 

@@ -13,7 +13,8 @@ MAX_DROPPED_SHARE = 0.1
 MIN_ANCHOR_MASS = 1e-3
 """Smallest mass of an anchor, whatever its saliency."""
 AT_ONCE = 32 << 20
-"""Bytes of differences held at once: merging runs over columns where all would be more."""
+"""Bytes of a column of all tokens held at once: merging runs over columns where all would be
+more. The workspace is at most three times this, beside the result."""
 
 
 def merge_states(
@@ -51,13 +52,16 @@ def merge_states(
     order, rows = by_group.indices[:rest], by_group.values[:rest]  # dropped tokens, by group
     work = torch.promote_types(states.dtype, torch.float32)
     weights = (dropped / (anchor + sizes * dropped)).to(work)[rows, None]
-    width = max(1, AT_ONCE // (rest * work.itemsize))
+    width = max(1, AT_ONCE // (groups.shape[0] * work.itemsize))
     for left in range(0, states.shape[1], width):
         part = anchors[:, left : left + width]
         base = part.to(work)
-        shift = (states[:, left : left + width][order].to(work) - base[rows]) * weights
+        shift = states[:, left : left + width][order].to(work)
+        shift.sub_(base[rows]).mul_(weights)
         # unsafe: lengths are not read back to be checked; they are counts by construction
-        moved = base + torch.segment_reduce(shift, "sum", lengths=sizes, axis=0, unsafe=True)
+        moved = torch.segment_reduce(shift, "sum", lengths=sizes, axis=0, unsafe=True)
+        del shift
+        moved.add_(base)
         part.copy_(torch.where(sizes[:, None] > 0, moved.to(part.dtype), part))
     return anchors
 

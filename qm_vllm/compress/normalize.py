@@ -35,16 +35,18 @@ def min_max(values: Tensor) -> Tensor:
     """Min-max scaling of one vector, the paper's ``Normalize`` in its relative reading.
 
     Args:
-        values: [N], N >= 1, finite.
+        values: [N], N >= 1.
 
     Returns:
         [N] float32 in [0, 1]; 0.5 everywhere (no preference, as in :func:`average_rank`) where
         all values are equal within :data:`NOISE`, so that rounding is not blown up to scores.
+        NaN somewhere where a value is NaN or infinite, so that it is seen.
     """
     values = values.float()
     low, high = values.aminmax()
     span = high - low
-    differ = span > NOISE * torch.maximum(low.abs(), high.abs())
+    equal = (span <= NOISE * torch.maximum(low.abs(), high.abs())) & span.isfinite()
+    differ = ~equal
     return torch.where(differ, (values - low) / span.where(differ, 1.0), 0.5)
 
 
@@ -52,11 +54,11 @@ def average_rank(values: Tensor) -> Tensor:
     """Rank of each value, scaled to [0, 1]; equal values share their average rank.
 
     Args:
-        values: [..., N], N >= 1, finite; each row is ranked by itself.
+        values: [..., N], N >= 1; each row is ranked by itself.
 
     Returns:
         [..., N] float32: 0 for a lone smallest value, 1 for a lone largest, 0.5 where all are
-        equal, 1.0 for N = 1.
+        equal, 1.0 for N = 1. NaN where the value is NaN or infinite, so that it is seen.
     """
     count = values.shape[-1]
     if count == 1:
@@ -65,7 +67,8 @@ def average_rank(values: Tensor) -> Tensor:
     ordered = torch.sort(values).values
     below = torch.searchsorted(ordered, values)
     up_to = torch.searchsorted(ordered, values, right=True)
-    return ((below + up_to - 1).double() / 2 / (count - 1)).float()
+    ranks = ((below + up_to - 1).double() / 2 / (count - 1)).float()
+    return ranks.where(values.isfinite(), torch.nan)
 
 
 def shared_rank(parts: Sequence[tuple[Tensor, float]]) -> Tensor:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from qm_vllm.compress import fidelity
-from qm_vllm.compress.attention_error import AttentionError, sizes_between, smallest_within
-from qm_vllm.compress.budget import choose_budget, keep_order, protected_mask
+from qm_vllm.compress.attention_error import AttentionError
+from qm_vllm.compress.budget import protected_mask
+from qm_vllm.compress.choice import choose, keeps_all
 from qm_vllm.compress.entropy import check_states
-from qm_vllm.compress.evidence import Evidence, absolute_saliency, row_norms
+from qm_vllm.compress.evidence import Evidence, row_norms
 from qm_vllm.compress.grouping import group_tokens
 from qm_vllm.compress.merge import merge_states
-from qm_vllm.compress.saliency import needs, score_tokens
+from qm_vllm.compress.saliency import needs
 from qm_vllm.config import QuickMergeConfig
 
 
@@ -180,37 +182,43 @@ def _compress_one(
         ("states", (states,)), ("layer_states", layers), ("attention", attention),
         ("values", values),
     ):
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        if not all(_finite(tensor) for tensor in tensors):
             raise ValueError(f"{name} hold NaN or infinity; the prompt cannot be scored")
     count = states.shape[0]
     if config.saliency == "auto" and not attention:
         config = replace(config, saliency="entropy")
     protected = protected_mask(config, token_ids, count, special_ids)
-    floor = int(protected.sum())
-    measured = config.alpha is not None or config.max_error is not None
-    if not measured or floor == count:
-        k = choose_budget(replace(config, alpha=None, max_error=None), count, None, floor)
-        if k == count:
-            return _untouched(states)
-    if config.max_error is not None and not 0 < len(values) == len(attention):
-        raise ValueError("max_error needs the attention and the values of the same layers")
+    if keeps_all(config, count, int(protected.sum())):
+        return _untouched(states)
+    errors = None
+    if config.max_error is not None:
+        if not 0 < len(values) == len(attention):
+            raise ValueError("max_error needs the attention and the values of the same layers")
+        errors = partial(_errors, attention, values)
     evidence = Evidence.from_states(
         states, layers, logit_scale=config.logit_scale, needs=needs(config), attention=attention
     )
-    scores = score_tokens(evidence, config)
-    order, within = keep_order(scores, protected), None
-    if config.max_error is not None:
-        sizes = sizes_between(max(1, floor), count)
-        errors = AttentionError.joined([
-            AttentionError.of(weights, layer, order, sizes)
-            for weights, layer in zip(attention, values, strict=True)
-        ])
-        within = smallest_within(errors.relative(), sizes, config.max_error)
-    saliency = None if config.alpha is None else absolute_saliency(evidence)
-    k = choose_budget(config, count, saliency, floor, within)
-    if k == count:
+    choice = choose(evidence, config, protected=protected, errors=errors)
+    if choice.k == count:
         return _untouched(states)
-    return finish(states, evidence, scores, order[:k].sort().values, config, check=False)
+    return finish(states, evidence, choice.scores, choice.kept, config, check=False)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite: such a value shows in the extremes."""
+    if tensor.numel() == 0:
+        return True
+    return bool(torch.isfinite(torch.stack((tensor.amin(), tensor.amax()))).all())
+
+
+def _errors(
+    attention: tuple[Tensor, ...], values: tuple[Tensor, ...], order: Tensor, sizes: list[int]
+) -> Tensor:
+    """Relative attention errors [S] over all window layers."""
+    return AttentionError.joined([
+        AttentionError.of(weights, layer, order, sizes)
+        for weights, layer in zip(attention, values, strict=True)
+    ]).relative()
 
 
 def _untouched(states: Tensor) -> Compressed:

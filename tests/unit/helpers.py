@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from qm_vllm import config as configuration
+from qm_vllm.compress import SALIENCIES
 
-METHODS = tuple(name for name in configuration.SALIENCIES if name != "auto")
+METHODS = tuple(SALIENCIES)
 COMBINATIONS = [
     (saliency, grouping, merge)
-    for saliency in configuration.SALIENCIES
+    for saliency in ("auto", *METHODS)
     for grouping in configuration.GROUPINGS
     for merge in configuration.MERGES
 ]

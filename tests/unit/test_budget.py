@@ -7,7 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qm_vllm.compress import choose_budget, protected_mask, round_to_blocks, select
+from qm_vllm.compress import (
+    choose_budget,
+    protected_mask,
+    protected_positions,
+    round_to_blocks,
+    select,
+)
 from qm_vllm.config import ConfigError, QuickMergeConfig
 
 
@@ -68,6 +74,20 @@ def test_protected_mask():
     assert protected_mask(QuickMergeConfig(), None, 3, frozenset()).all()
     with pytest.raises(ValueError, match="token_ids has 2 entries for 3"):
         protected_mask(config, [1, 2], 3, frozenset())
+
+
+def test_special_positions_and_ranges_are_protected_as_ids_are():
+    config = QuickMergeConfig(protect_first=2, protect_last=3, protect_ranges=((5, 7),))
+    mask = protected_positions(config, 20, special=[10, 12], ranges=[(14, 15), (18, 99)])
+    assert set(mask.nonzero()[:, 0].tolist()) == {0, 1, 5, 6, 10, 12, 14, 17, 18, 19}
+    ids = [9] * 20
+    ids[10] = ids[12] = 1
+    by_ids = protected_mask(config, ids, 20, frozenset({1}))
+    assert torch.equal(protected_positions(config, 20, special=iter([10, 12])), by_ids)
+    off = QuickMergeConfig(protect_special=False)
+    assert torch.equal(protected_positions(off, 99, special=[50]), protected_positions(off, 99))
+    with pytest.raises(IndexError):
+        protected_positions(config, 20, special=[20])
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,13 @@ def test_page_data_stretches_scores_and_marks_the_protected():
     assert "details" not in data["report"]
 
 
+def test_turns_that_stayed_whole_are_protected_on_the_page():
+    config = QuickMergeConfig(protect_first=0, protect_last=1, protect_special=False)
+    report = REPORT | {"kept_turns": [["system", 1, 3]]}
+    data = page_data(TOKENIZER, [5, 6, 9, 7], report, config)
+    assert data["protected"] == [False, True, True, True]
+
+
 def test_page_data_of_a_selection_has_no_merged_tokens():
     data = page_data(TOKENIZER, [5, 6, 9, 7], REPORT, QuickMergeConfig(merge="select"))
     assert data["groups"] == [0, -1, -1, 1]

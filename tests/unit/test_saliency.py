@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -35,6 +36,30 @@ def evidence(n: int, seed: int = 0) -> Evidence:
 
 def test_registry_equals_the_configured_names():
     assert set(SALIENCIES) == set(configuration.SALIENCIES) - {"auto"}
+    assert all(name == one.name for name, one in SALIENCIES.items())
+
+
+class Watched:
+    """A configuration that remembers which of its fields were read."""
+
+    def __init__(self, config: QuickMergeConfig) -> None:
+        self.config, self.read = config, set()
+
+    def __getattr__(self, name):
+        self.read.add(name)
+        return getattr(self.config, name)
+
+
+@pytest.mark.parametrize("method", helpers.METHODS)
+def test_a_score_declares_the_options_and_the_evidence_that_it_reads(method):
+    one = SALIENCIES[method]
+    fields = {field.name for field in dataclasses.fields(QuickMergeConfig)}
+    assert one.options <= fields
+    assert one.needs <= KINDS
+    config = Watched(QuickMergeConfig(saliency=method))
+    scores = one.score(evidence(80), config)
+    assert config.read <= one.options
+    assert torch.equal(scores, score_tokens(evidence(80), config.config))
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 39, 41, 200])
@@ -60,6 +85,17 @@ def test_needs_are_enough_and_each_is_necessary(method):
     score_tokens(exact, config)
     with pytest.raises(ValueError, match=f"{method}.* needs .*pass|fill"):
         score_tokens(Evidence(50), config)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("method", helpers.METHODS)
+def test_a_score_of_evidence_that_is_not_finite_is_not_finite(method, bad):
+    """So that whoever reads the scores sees it: a rank of NaN would look like any other."""
+    x, attention = helpers.states(100), helpers.attention(100)
+    x[50] = attention[0][:, :, 50] = bad
+    broken = Evidence.from_states(x, [x], logit_scale=24.0, needs=KINDS, attention=attention)
+    scores = score_tokens(broken, QuickMergeConfig(saliency=method, protect_last=8))
+    assert not bool(torch.isfinite(scores).all())
 
 
 def test_auto_follows_query_visible_and_alpha_adds_entropy():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qm_vllm.compress import Evidence, finish, score_tokens, select
+from qm_vllm.compress import Evidence, choose, finish, protected_positions, select
 from qm_vllm.prior.batches import kept as kept_of
 from qm_vllm.prior.batches import merging
 from qm_vllm.prior.side_inputs import with_times
@@ -51,12 +51,13 @@ def reduce(
         evidence = Evidence.from_states(
             features, [features], logit_scale=config.logit_scale, needs=frozenset({"entropy"})
         )
-        scores = score_tokens(evidence, config)
-        if way == "random":
+        protected = protected_positions(config, count)
+        if way == "quickmerge":
+            choice = choose(evidence, config, protected=protected, k=k)
+            scores, kept = choice.scores, choice.kept
+        else:
             seed = torch.Generator().manual_seed(zlib.crc32(name.encode()))
             scores = torch.rand(count, generator=seed)
-        protected = torch.zeros(count, dtype=torch.bool)
-        protected[-1] = True
-        kept = select(scores, k, protected)
+            kept = select(scores, k, protected)
         states = finish(features, evidence, scores, kept, config).states
     return Reduced(with_times(states, kept, count, times), kept, count)

@@ -16,7 +16,7 @@ import torch
 from qm_vllm.assets.cache import cache_folder
 from qm_vllm.compress import finish
 from qm_vllm_eval.methods.base import Method, Request, Unfit
-from qm_vllm_eval.methods.quickmerge import choose, deliver, options
+from qm_vllm_eval.methods.quickmerge import deliver, merged_by, options
 from qm_vllm_eval.reference.reader import CompressedContext
 
 VARIABLE = "QM_VLLM_PRIOR"
@@ -42,11 +42,11 @@ def _prior(path: Path):
 
 def corrected(request: Request) -> CompressedContext:
     """The merged states corrected before the upper layers read them."""
-    choice = choose(options("quickmerge", request.k, visible=request.visible), request)
-    states = choice.states
+    merged = merged_by(options("quickmerge", request.k, visible=request.visible), request)
+    states = merged.states
     if request.k < request.tokens:
         states = _fitting(request).correct(states)
-    return deliver(request, states, choice.kept, choice.config)
+    return deliver(request, states, merged.kept, merged.config)
 
 
 def surprising(request: Request) -> CompressedContext:
@@ -54,12 +54,12 @@ def surprising(request: Request) -> CompressedContext:
     chosen = options("quickmerge", request.k, visible=request.visible)
     spare = min(request.tokens, math.ceil(SPARE * request.k))
     if request.k >= request.tokens:
-        choice = choose(chosen, request)
-        return deliver(request, choice.states, choice.kept, choice.config)
-    wide = choose({**chosen, "max_kept": spare}, replace(request, k=spare))
+        whole = merged_by(chosen, request)
+        return deliver(request, whole.states, whole.kept, whole.config)
+    wide = merged_by({**chosen, "max_kept": spare}, replace(request, k=spare))
     if wide.scores is None:  # the spare covers the prompt: every token is a candidate
         wide = replace(
-            choose(chosen, request), states=request.prefill.states[wide.depth], kept=wide.kept
+            merged_by(chosen, request), states=request.prefill.states[wide.depth], kept=wide.kept
         )
     assert wide.evidence is not None
     assert wide.scores is not None

@@ -13,13 +13,12 @@ from qm_vllm.calibration import calibrated
 from qm_vllm.compress import (
     Evidence,
     QueryAttention,
+    choose,
     finish,
     needs,
-    protected_mask,
+    protected_positions,
     row_norms,
-    select,
 )
-from qm_vllm.compress import score_tokens as score_evidence
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES, resolve_layers, window_layers
 from qm_vllm_eval.methods.base import Method, Request, run_again
@@ -106,7 +105,7 @@ def compress(name: str, request: Request) -> CompressedContext:
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class Merged:
     """What stays of a prompt: states [K, D] at layer ``depth``, kept positions [K], and why."""
 
     states: Tensor
@@ -118,27 +117,25 @@ class Choice:
     protected: Tensor | None = None
 
 
-def choose(chosen: dict[str, Any], request: Request) -> Choice:
+def merged_by(chosen: dict[str, Any], request: Request) -> Merged:
     """Score, choose and merge by request options, as :func:`options` makes them."""
     config = calibrated(QuickMergeConfig().override(chosen), request.decoder.config)
     depth, _ = resolve_layers(config, request.decoder.num_layers)
     states = request.prefill.states[depth]
     if request.k >= request.tokens:
-        return Choice(states, torch.arange(request.tokens), depth, config)
+        return Merged(states, torch.arange(request.tokens), depth, config)
     evidence = evidence_of(request, config)
-    protected = protected_mask(config, None, request.tokens, frozenset())
-    if config.protect_special:
-        protected[list(request.special)] = True
-    scores = score_evidence(evidence, config).cpu()
-    kept = select(scores, request.k, protected)
-    merged = finish(states, evidence, scores, kept, config)
-    return Choice(merged.states, kept, depth, config, evidence, scores, protected)
+    protected = protected_positions(config, request.tokens, special=request.special)
+    choice = choose(evidence, config, protected=protected, k=request.k)
+    scores, kept = choice.scores.cpu(), choice.kept.cpu()
+    states = finish(states, evidence, scores, kept, config).states
+    return Merged(states, kept, depth, config, evidence, scores, protected)
 
 
 def compress_with(chosen: dict[str, Any], request: Request) -> CompressedContext:
     """Compress by request options, as :func:`options` makes them."""
-    choice = choose(chosen, request)
-    return deliver(request, choice.states, choice.kept, choice.config)
+    merged = merged_by(chosen, request)
+    return deliver(request, merged.states, merged.kept, merged.config)
 
 
 def deliver(

@@ -13,7 +13,7 @@ from torch import Tensor
 from qm_vllm.prior import PriorConfig
 from qm_vllm.prior.trainer import learning_rate_share
 from qm_vllm_eval.methods import Request
-from qm_vllm_eval.methods.quickmerge import choose, options
+from qm_vllm_eval.methods.quickmerge import merged_by, options
 from qm_vllm_eval.prior.in_model import InModelPrior
 from qm_vllm_eval.reference.decoder import Decoder
 from qm_vllm_eval.reference.prefill import Prefill
@@ -88,7 +88,7 @@ class InModelTrainer:
         with torch.no_grad():
             prefill = Prefill.run(self.decoder, ids)
             request = Request(prefill, held=1, k=max(8, round(ratio * len(ids))))
-            chosen = choose(options("quickmerge", request.k, visible=True), request)
+            chosen = merged_by(options("quickmerge", request.k, visible=True), request)
             plain = self._upper_error(prefill, chosen.states, chosen.kept, chosen.depth)
         merged = chosen.states.clone()
         corrected = self._upper_error(
@@ -126,9 +126,8 @@ class InModelTrainer:
             ids, ratio = self._draw()
             prefill = Prefill.run(self.decoder, ids)
             request = Request(prefill, held=1, k=max(8, round(ratio * len(ids))))
-            rows.append(
-                choose(options("quickmerge", request.k, visible=True), request).states[1:].float()
-            )
+            merged = merged_by(options("quickmerge", request.k, visible=True), request)
+            rows.append(merged.states[1:].float())
         states = torch.cat(rows)
         self.prior.state_mean.copy_(states.mean(0))
         self.prior.state_std.copy_(states.std(0, correction=0).clamp_min(1e-3))

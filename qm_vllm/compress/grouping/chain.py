@@ -7,7 +7,7 @@ import heapq
 import torch
 from torch import Tensor
 
-from qm_vllm.compress.entropy import unit_rows
+from qm_vllm.compress.entropy import ROWS, unit_rows
 
 
 def group(states: Tensor, kept: Tensor) -> Tensor:
@@ -28,9 +28,13 @@ def group(states: Tensor, kept: Tensor) -> Tensor:
     count = states.shape[0]
     unit, _ = unit_rows(states.detach())
     rows = unit.cpu()
-    near = (rows[:-1] * rows[1:]).sum(1).tolist()
-    squares = rows.square().sum(1).tolist()
-    sums = list(rows.unbind())
+    near: list[float] = []
+    squares: list[float] = []
+    for start in range(0, count, ROWS):
+        part, following = rows[start : start + ROWS], rows[start + 1 : start + ROWS + 1]
+        near += (part[: following.shape[0]] * following).sum(1).tolist()
+        squares += part.square().sum(1).tolist()
+    sums = rows.unbind()  # summed in place
     anchored = [False] * count
     for position in kept.tolist():
         anchored[position] = True
@@ -50,7 +54,7 @@ def group(states: Tensor, kept: Tensor) -> Tensor:
         stale = version[left] != left_version or version[right] != right_version
         if stale or not alive[left] or not alive[right]:
             continue
-        sums[left] = sums[left] + sums[right]
+        sums[left].add_(sums[right])
         squares[left] = float(sums[left].dot(sums[left]))
         anchored[left] = anchored[left] or anchored[right]
         alive[right] = False

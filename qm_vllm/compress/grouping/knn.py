@@ -10,8 +10,8 @@ from qm_vllm.compress.grouping import contiguous
 
 WINDOW = 64
 """Positions either side in which anchors are looked for."""
-
-_CHUNK = 256
+ROWS = 256
+"""Tokens that are compared with the anchors around them at once."""
 
 
 def group(states: Tensor, kept: Tensor, window: int = WINDOW) -> Tensor:
@@ -31,18 +31,18 @@ def group(states: Tensor, kept: Tensor, window: int = WINDOW) -> Tensor:
     count = states.shape[0]
     groups = contiguous.group(states, kept)
     unit, _ = unit_rows(states)
-    starts = torch.arange(0, count, _CHUNK, device=kept.device)
+    starts = torch.arange(0, count, ROWS, device=kept.device)
     low = torch.searchsorted(kept, starts - window).tolist()
-    high = torch.searchsorted(kept, starts + (_CHUNK - 1 + window), right=True).tolist()
+    high = torch.searchsorted(kept, starts + (ROWS - 1 + window), right=True).tolist()
     positions = torch.arange(count, device=kept.device)
-    for start, first, last in zip(range(0, count, _CHUNK), low, high, strict=True):
+    for start, first, last in zip(range(0, count, ROWS), low, high, strict=True):
         if first == last:
             continue
         anchors = kept[first:last]
-        cosine = unit[start : start + _CHUNK] @ unit[anchors].T
-        far = (positions[start : start + _CHUNK, None] - anchors).abs() > window
+        cosine = unit[start : start + ROWS] @ unit[anchors].T
+        far = (positions[start : start + ROWS, None] - anchors).abs() > window
         best, where = cosine.masked_fill_(far, -torch.inf).max(dim=1)
-        nearest = groups[start : start + _CHUNK]
-        groups[start : start + _CHUNK] = torch.where(best > -torch.inf, where + first, nearest)
+        nearest = groups[start : start + ROWS]
+        groups[start : start + ROWS] = torch.where(best > -torch.inf, where + first, nearest)
     groups[kept] = torch.arange(kept.shape[0], device=kept.device)
     return groups

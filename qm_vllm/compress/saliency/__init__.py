@@ -1,42 +1,42 @@
-"""Scores that say which tokens to keep, one file a method, all behind one interface."""
+"""Scores that say which tokens to keep, one file a method, all behind one interface.
+
+To add one, write ``saliency/NAME.py`` with its constants, its function ``score(evidence, config)``
+and ``SCORE = Score("NAME", needs=..., options=..., score=score)``, and enter that in
+:data:`SALIENCIES`. The name is also listed in ``qm_vllm.config.SALIENCIES``, which does without
+torch. The tests run every registered score, and compare the two lists. Kinds of evidence that no
+score has needed before are added to :class:`~qm_vllm.compress.evidence.Evidence`.
+"""
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from qm_vllm.compress.evidence import Evidence
 from qm_vllm.compress.saliency import entropy, ned, norm, query
+from qm_vllm.compress.saliency.base import Score
 from qm_vllm.config import ConfigError, QuickMergeConfig
 
+if TYPE_CHECKING:
+    from qm_vllm.compress.evidence import Evidence
 
-class Score(Protocol):
-    """``score(evidence, config)``: [N] float32 in [0, 1], higher = keep."""
-
-    def __call__(self, evidence: Evidence, config: QuickMergeConfig) -> Tensor: ...
-
-
-_MODULES: dict[str, ModuleType] = {
-    "query": query,
-    "entropy": entropy,
-    "norm": norm,
-    "ned": ned,
+SALIENCIES: dict[str, Score] = {
+    one.name: one
+    for one in (
+        query.SCORE,
+        entropy.SCORE,
+        norm.SCORE,
+        ned.SCORE,
+    )
 }
-
-SALIENCIES: dict[str, Score] = {name: module.score for name, module in _MODULES.items()}
-"""Score function by configured name ("auto" resolves to one of these)."""
-
-NEEDS: dict[str, frozenset[str]] = {name: module.NEEDS for name, module in _MODULES.items()}
-"""Evidence that each score reads, by name."""
+"""Scores by configured name ("auto" resolves to one of these)."""
 
 
 def needs(config: QuickMergeConfig) -> frozenset[str]:
     """Kinds of evidence to gather: the score's, alpha's entropy, max_error's attention."""
-    wanted = NEEDS[_name(config)]
+    wanted = _score(config).needs
     if config.alpha is not None:
-        wanted |= {"entropy"}
+        wanted |= entropy.SCORE.needs
     return wanted if config.max_error is None else wanted | {"attention"}
 
 
@@ -53,11 +53,11 @@ def score_tokens(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     Raises:
         ValueError: evidence is missing; the message says which and how to supply it.
     """
-    return SALIENCIES[_name(config)](evidence, config)
+    return _score(config).score(evidence, config)
 
 
-def _name(config: QuickMergeConfig) -> str:
+def _score(config: QuickMergeConfig) -> Score:
     name = config.effective_saliency
     if name not in SALIENCIES:
         raise ConfigError(f"saliency={name!r} is unknown; allowed: {', '.join(SALIENCIES)}")
-    return name
+    return SALIENCIES[name]

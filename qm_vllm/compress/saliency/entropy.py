@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from qm_vllm.compress.evidence import Evidence
 from qm_vllm.compress.normalize import min_max
+from qm_vllm.compress.saliency.base import Score
 from qm_vllm.config import QuickMergeConfig
 
-NEEDS = frozenset({"entropy"})
+if TYPE_CHECKING:
+    from qm_vllm.compress.evidence import Evidence
+
+
+def score_layers(num_layers: int) -> tuple[int, int]:
+    """Half-open range of the layers whose input states give the entropy, by default: those
+    between a sixth and a third of the depth."""
+    first = num_layers // 6
+    return first, max(first + 1, num_layers // 3)
 
 
 def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
@@ -25,3 +35,11 @@ def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     """
     evidence.require("entropy", "entropy")
     return torch.stack([1 - min_max(layer) for layer in evidence.entropies]).mean(0)
+
+
+SCORE = Score(
+    "entropy",
+    needs=frozenset({"entropy"}),
+    options=frozenset({"score_layers", "logit_scale"}),
+    score=score,
+)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from qm_vllm.compress.evidence import Evidence
 from qm_vllm.compress.normalize import min_max
+from qm_vllm.compress.saliency.base import Score
 from qm_vllm.config import QuickMergeConfig
 
-NEEDS = frozenset({"entropy", "incoming"})
+if TYPE_CHECKING:
+    from qm_vllm.compress.evidence import Evidence
 
 DELTA = 1e-6
 """The paper's delta > 0, in nats."""
@@ -38,3 +41,11 @@ def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
         for outward, inward in zip(evidence.entropies, evidence.incoming, strict=True)
     ]
     return 1 - min_max(torch.stack(drops).mean(0))
+
+
+SCORE = Score(
+    "ned",
+    needs=frozenset({"entropy", "incoming"}),
+    options=frozenset({"score_layers", "logit_scale"}),
+    score=score,
+)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-from qm_vllm.compress.evidence import Evidence
 from qm_vllm.compress.normalize import min_max
+from qm_vllm.compress.saliency.base import Score
 from qm_vllm.config import QuickMergeConfig
 
-NEEDS = frozenset({"norm"})
+if TYPE_CHECKING:
+    from qm_vllm.compress.evidence import Evidence
 
 
 def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
@@ -23,3 +26,6 @@ def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     evidence.require("norm", "norm")
     assert evidence.norms is not None
     return min_max(evidence.norms)
+
+
+SCORE = Score("norm", needs=frozenset({"norm"}), options=frozenset(), score=score)
