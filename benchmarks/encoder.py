@@ -129,7 +129,7 @@ def dense(pipe: Any, args: argparse.Namespace, longest: int) -> None:
             stream = Stream(runner.embed(ids))
             for layer in range(len(runner.view.layers)):
                 record = runner.record_for(
-                    layer, stream.bounds, plain_keys=True, rotated_keys=False, values=True
+                    layer, stream.bounds, rotated_keys=True, values=True
                 )
                 for _ in runner.run_layer(layer, stream, record):
                     pass

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace, lengths: list[int]) -> list[dict[str, Any]]:
     from qm_vllm.layers import window_layers
 
     layers = llm.llm_engine.vllm_config.model_config.hf_text_config.num_hidden_layers
-    read = window_layers(get_kv_transfer_group().config, layers)
+    read = window_layers(get_kv_transfer_group().worker_side.config, layers)
     sections, found = Sections(), []
     sections.install(llm)
     params = SamplingParams(max_tokens=1, temperature=0, detokenize=False)

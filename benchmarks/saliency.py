@@ -40,7 +40,7 @@ def query_score(length: int, dtype: torch.dtype, device: str) -> Callable[[], An
 
     attn = SimpleNamespace(
         num_heads=HEADS, num_kv_heads=KV_HEADS, head_size=HEAD,
-        impl=SimpleNamespace(scale=HEAD**-0.5),
+        scale=HEAD**-0.5,
     )
     view: Any = SimpleNamespace(layers=[SimpleNamespace(attn=attn)] * LAYERS)
     runner = DenseRunner(view, dtype, torch.device(device), 2048)

@@ -80,11 +80,12 @@ class Sections:
 
     def install(self, llm: Any) -> None:
         """Put sections into the plug-in and around the model runner of an in-process engine."""
-        from qm_vllm.compress import Evidence
+        from qm_vllm.compress import Evidence, choice
         from qm_vllm.engine.dense import attention as dense_attention
         from qm_vllm.engine.dense.runner import DenseRunner
         from qm_vllm.engine.jobs import compression_job
         from qm_vllm.engine.jobs.compression_job import CompressionJob
+        from qm_vllm.engine.jobs.job_cache import JobCache
         from qm_vllm.engine.jobs.stopwatch import Stopwatch
         from qm_vllm.engine.jobs.worker_side import WorkerSide
 
@@ -98,12 +99,14 @@ class Sections:
             self.wrap(getattr(dense_attention, backend), "attend", "attention, {}")
         self.wrap(DenseRunner, "embed", "embedding")
         self.wrap(DenseRunner, "window_attention", "scoring")
-        self.wrap(compression_job, "score_tokens", "scoring")
+        self.wrap(choice, "score_tokens", "scoring")
         self.wrap(DenseRunner, "attention_error", "attention error")
         self.wrap(Evidence, "observe_layer", "entropy")
         self.wrap(compression_job, "finish", "merge")
         self.wrap(CompressionJob, "_report", "reading the result")
-        self.wrap(WorkerSide, "load", "KV write")
+        self.wrap(JobCache, "deliver", "KV write")
+        self.wrap(JobCache, "put", "KV write")
+        self.wrap(JobCache, "whole", "KV read")
         self.wrap(WorkerSide, "work", "job queue")
         runner = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
         for name in ("execute_model", "sample_tokens"):

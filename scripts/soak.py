@@ -40,6 +40,8 @@ def main() -> int:
     parser.add_argument(
         "--blocks", type=int, default=NUM_BLOCKS, help="KV cache, blocks of 32 tokens"
     )
+    parser.add_argument("--async-scheduling", action="store_true",
+                        help="as on a GPU; vLLM switches it off on a CPU otherwise")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,13 +81,16 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         str(model), "--served-model-name", "soaked", *FLAGS,
         "--num-gpu-blocks-override", str(options.blocks), "--allow-options", "all",
     ]
+    program = "qm_vllm_eval.serving.forced_async" if options.async_scheduling else (
+        "qm_vllm.cli.main"
+    )
     log = options.json.with_suffix(".log") if options.json else folder / "log.txt"
     if not options.address:
         log.unlink(missing_ok=True)
     started = time.time()
     with (
         contextlib.nullcontext(RemoteServer(options.address)) if options.address
-        else Server(arguments, log, development=True)
+        else Server(arguments, log, development=True, program=program)
     ) as server:
         run = Soak(server, traffic, options.seconds, options.clients, options.seed)
         figures = {**run.run(), "kv_blocks": server.num_blocks()}
@@ -93,6 +98,7 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         **figures, "seconds": options.seconds,
         "model": Path(options.model).name if options.model else "small random decoder",
         "clients": options.clients, "seed": options.seed,
+        "async_scheduling": options.async_scheduling,
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)), "machine": platform.machine(),
     }
 

@@ -15,7 +15,8 @@ def settings(**changes: Any) -> EngineSettings:
     values: dict[str, Any] = {
         "options": {}, "architecture": "LlamaForCausalLM",
         "text_config": SimpleNamespace(num_hidden_layers=6), "runner": "generate",
-        "hidden_size": 128, "num_layers": 6, "num_kv_heads": 2, "head_size": 32, "dtype": None,
+        "hidden_size": 128, "num_layers": 6, "num_heads": 4, "num_kv_heads": 2, "head_size": 32,
+        "dtype": None,
         "value_bytes": 4, "cache_bytes": 4, "quantised": False, "block_size": 32,
         "max_model_len": 4096, "identity": ("tiny",), "tensor_parallel": 1,
         "pipeline_parallel": 1, "context_parallel": 1, "data_parallel": 1,
@@ -30,7 +31,8 @@ def facts(**changes: Any) -> EngineFacts:
     made = settings()
     values: dict[str, Any] = {
         "block_size": made.block_size, "block_bytes": 1 << 15, "num_layers": made.num_layers,
-        "special_ids": frozenset(), "model_key": "tiny", "no_inject": None, "has_adapter": True,
+        "special_ids": frozenset(), "model_key": "tiny", "max_model_len": made.max_model_len,
+        "no_inject": None, "has_adapter": True,
         "shape": decoder_shape(made), "chat": ChatTurns(None), "prefix_caching": True,
     }
     return EngineFacts(**values | changes)

@@ -21,7 +21,7 @@ class EngineSettings:
     Attributes:
         options: the connector's own part of the configuration.
         text_config: transformers' configuration of the decoder.
-        hidden_size, num_layers, num_kv_heads, head_size: one rank's part of it.
+        hidden_size, num_layers, num_heads, num_kv_heads, head_size: one rank's part of it.
         dtype, value_bytes: of a state.
         cache_bytes: of a number in the KV cache. quantised: the cache holds other numbers than
             the model computes with.
@@ -35,6 +35,7 @@ class EngineSettings:
     runner: str
     hidden_size: int
     num_layers: int
+    num_heads: int
     num_kv_heads: int
     head_size: int
     dtype: Any
@@ -85,6 +86,7 @@ def read_settings(config: VllmConfig) -> EngineSettings:
         runner=model.runner_type,
         hidden_size=model.get_hidden_size(),
         num_layers=model.get_num_layers(parallel),
+        num_heads=model.get_num_attention_heads(parallel),
         num_kv_heads=model.get_num_kv_heads(parallel),
         head_size=model.get_head_size(),
         dtype=own,

@@ -96,9 +96,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "speculative_config",
     ),
     "ModelConfig": (
-        "architecture", "dtype", "get_head_size", "get_hidden_size", "get_num_kv_heads",
-        "get_num_layers", "hf_text_config", "is_moe", "max_model_len", "model", "quantization",
-        "revision", "runner_type", "skip_tokenizer_init", "use_mla",
+        "architecture", "dtype", "get_head_size", "get_hidden_size", "get_num_attention_heads",
+        "get_num_kv_heads", "get_num_layers", "hf_text_config", "is_moe", "max_model_len", "model",
+        "quantization", "revision", "runner_type", "skip_tokenizer_init", "use_mla",
     ),
     "ParallelConfig": (
         "data_parallel_size", "decode_context_parallel_size", "enable_expert_parallel",

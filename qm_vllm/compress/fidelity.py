@@ -12,7 +12,7 @@ from torch import Tensor
 
 ROWS = 2048
 """Most rows that are compared at once."""
-AT_ONCE = 32 << 20
+AT_ONCE = 8 << 20
 """Bytes of rows in float64 held at once: of wide states fewer rows are compared."""
 
 

@@ -12,7 +12,7 @@ MAX_DROPPED_SHARE = 0.1
 """Largest mass of all dropped tokens of a group, as a share of their anchor's mass."""
 MIN_ANCHOR_MASS = 1e-3
 """Smallest mass of an anchor, whatever its saliency."""
-AT_ONCE = 32 << 20
+AT_ONCE = 8 << 20
 """Bytes of a column of all tokens held at once: merging runs over columns where all would be
 more. The workspace is at most three times this, beside the result."""
 

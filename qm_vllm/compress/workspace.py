@@ -22,7 +22,8 @@ FUSED = 2048
 
 
 def workspace_bytes(
-    num_tokens: int, width: int, bytes_per_value: int, *, config: QuickMergeConfig
+    num_tokens: int, width: int, bytes_per_value: int, *, config: QuickMergeConfig,
+    kept: int | None = None,
 ) -> int:
     """Upper bound of what scoring, choosing and merging one prompt hold beside its states.
 
@@ -38,6 +39,7 @@ def workspace_bytes(
         width: D.
         bytes_per_value: of the states.
         config: its score, grouping, merge and max_kept.
+        kept: K or a bound on it, where it is known.
 
     Returns:
         Bytes.
@@ -58,7 +60,7 @@ def workspace_bytes(
         near = (knn.ROWS + 2 * knn.WINDOW) * (4 * width + 32 * knn.ROWS)
         rows = num_tokens * width * 4 + max(_scaled_bytes(num_tokens, width), near)
         phases.append(indices + rows)
-    most_kept = min(num_tokens, config.max_kept or num_tokens)
+    most_kept = min(num_tokens, config.max_kept or num_tokens, kept or num_tokens)
     merged = most_kept * width * bytes_per_value
     moved = 0
     if config.merge != "select":

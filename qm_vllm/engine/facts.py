@@ -26,6 +26,7 @@ class EngineFacts:
     no_inject: str | None
     """Why the inject delivery is impossible here; None if it is possible."""
     has_adapter: bool
+    max_model_len: int
     shape: DecoderShape
     chat: ChatTurns
     prefix_caching: bool = True
@@ -35,7 +36,8 @@ def decoder_shape(settings: EngineSettings) -> DecoderShape:
     """One rank's part of the served decoder."""
     return DecoderShape(
         hidden_size=settings.hidden_size, num_layers=settings.num_layers,
-        num_kv_heads=settings.num_kv_heads, head_size=settings.head_size,
+        num_heads=settings.num_heads, num_kv_heads=settings.num_kv_heads,
+        head_size=settings.head_size,
         value_bytes=settings.value_bytes, cache_bytes=settings.cache_bytes,
         stashes=settings.quantised,
     )
@@ -72,6 +74,7 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
         model_key=hashlib.sha256(repr(settings.identity).encode()).hexdigest(),
         no_inject=_no_inject(settings, cache),
         has_adapter=settings.architecture in FAMILIES,
+        max_model_len=settings.max_model_len,
         shape=decoder_shape(settings),
         chat=ChatTurns(tokenizer),
         prefix_caching=settings.prefix_caching,

@@ -6,11 +6,14 @@ price; what is counted here are the states of the prompt and the workspace of on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qm_vllm.compress import needs
+from qm_vllm.compress import choose_budget, needs, workspace_bytes
 from qm_vllm.config import QuickMergeConfig
-from qm_vllm.layers import encoder_depth, window_layers
+from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
+
+AT_ONCE = 16 << 20
+"""Bytes of attention weights of the last queries that one call makes; at least one head's."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class DecoderShape:
 
     hidden_size: int
     num_layers: int
+    num_heads: int
     num_kv_heads: int
     head_size: int
     value_bytes: int
@@ -42,29 +46,39 @@ class DecoderShape:
         return 2 * self.num_kv_heads * self.head_size * self.cache_bytes * self.num_layers
 
 
-def job_bytes(config: QuickMergeConfig, shape: DecoderShape, num_tokens: int) -> int:
+def job_bytes(
+    config: QuickMergeConfig, shape: DecoderShape, num_tokens: int, kept: int | None = None
+) -> int:
     """Bytes that a job of so many tokens holds at its peak, an upper estimate.
 
-    - the states: N x D;
-    - one layer's keys and values for its attention, N pairs; they make room for one layer's that
-      are read back, and its rotated keys;
-    - where the score needs entropies, a normalised copy of the states in float32;
-    - with the prefill delivery, keys and values of the layers whose attention is read;
-    - where the cache is quantised, keys and values of all layers below E.
+    The states, N x D, and the larger of two things: one layer's keys and values for its attention
+    (these make room for a layer that is read back, and its rotated keys) with the attention weights
+    of the last queries; and what choosing and merging take, the merged states included. Scores
+    that need entropies are computed while a layer's keys and values are there.
 
-    The activations of a chunk are not counted: vLLM's own profiling leaves room for as many.
+    With the prefill delivery, keys and values of the layers whose attention is read stay; where the
+    cache is quantised, those of all layers below E wait beside it. The activations of a chunk are
+    not counted: vLLM's own profiling leaves room for as many.
+
+    Args:
+        kept: K or a bound on it, where it is known.
     """
-    depth = encoder_depth(config, shape.num_layers)
-    states = shape.hidden_size * shape.value_bytes
-    per_token = states + shape.pair + shape.pair // 2
-    wanted = needs(config)
+    wanted, depth = needs(config), encoder_depth(config, shape.num_layers)
+    layer = num_tokens * (shape.pair + shape.pair // 2)
+    row = 4 * WINDOW_QUERIES * num_tokens  # one head's weights in float32
+    looking = 3 * min(max(AT_ONCE, row), row * shape.num_heads) if "attention" in wanted else 0
+    choosing = workspace_bytes(
+        num_tokens, shape.hidden_size, shape.value_bytes, config=config, kept=kept
+    )
     if wanted & {"entropy", "incoming"}:
-        per_token += 4 * shape.hidden_size
+        choosing += layer
+    total = num_tokens * shape.hidden_size * shape.value_bytes + max(layer + looking, choosing)
     if config.delivery == "prefill" and "attention" in wanted:
-        per_token += shape.pair * min(depth, window_layers(config, shape.num_layers))
+        layers = min(depth, window_layers(config, shape.num_layers))
+        total += num_tokens * shape.pair * layers
     if config.delivery == "inject" and shape.stashes:
-        per_token += shape.pair * depth
-    return num_tokens * per_token
+        total += num_tokens * shape.pair * depth
+    return total
 
 
 def memory_to_keep(
@@ -81,13 +95,35 @@ def memory_to_keep(
         block_size: tokens of a KV block.
     """
     share = int(config.job_memory_share * available)
-    wanted = min(job_bytes(config, shape, longest), share)
+    wanted = min(job_bytes(config, shape, longest, bound_kept(config, longest)), share)
     # One block more than the prompt's is vLLM's own.
     spare = available - (-(-longest // block_size) + 1) * block_size * shape.token_bytes
     # Below 0 vLLM does not start, or finds a shorter length by itself (max_model_len="auto").
     return wanted if spare < 0 else min(wanted, spare)
 
 
-def longest_job(config: QuickMergeConfig, shape: DecoderShape, max_bytes: int) -> int:
-    """Tokens of the longest prompt whose job holds no more than so many bytes."""
-    return max_bytes // job_bytes(config, shape, 1)
+def longest_job(
+    config: QuickMergeConfig, shape: DecoderShape, max_bytes: int, limit: int
+) -> int:
+    """Tokens of the longest prompt whose job holds no more than so many bytes, up to a limit."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        if job_bytes(config, shape, middle, bound_kept(config, middle)) <= max_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def bound_kept(config: QuickMergeConfig, num_tokens: int, protected: int = 0) -> int:
+    """K, or the most that it can be where it depends on the content; not rounded to blocks.
+
+    Raises:
+        ConfigError: max_kept cannot hold the protected positions.
+    """
+    bound = replace(config, alpha=None, max_error=None)
+    measured = config.alpha is not None or config.max_error is not None
+    if measured and config.ratio is None and config.max_kept is None:
+        bound = replace(bound, ratio=1.0)
+    return choose_budget(bound, num_tokens, None, protected)

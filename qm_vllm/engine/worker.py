@@ -23,7 +23,7 @@ class QuickMergeWorkerMixin(WorkerHooks):
         """A share of the KV cache's memory; beside it where nobody measured what is free."""
         from qm_vllm.engine.connector import configured
         from qm_vllm.engine.facts import decoder_shape
-        from qm_vllm.engine.memory import job_bytes, memory_to_keep
+        from qm_vllm.engine.memory import bound_kept, job_bytes, memory_to_keep
 
         config, shape = configured(settings), decoder_shape(settings)
         longest = min(settings.max_model_len, config.max_source_tokens or settings.max_model_len)
@@ -33,7 +33,8 @@ class QuickMergeWorkerMixin(WorkerHooks):
             )
         else:  # the KV cache was given its size, so this is not taken from it
             share = int(config.job_memory_share * available)
-            self._job_bytes = min(job_bytes(config, shape, longest), share)
+            wanted = job_bytes(config, shape, longest, bound_kept(config, longest))
+            self._job_bytes = min(wanted, share)
         logger.info(
             "qm_vllm: compression jobs hold at most %.1f MiB at once, %s", self._job_bytes / 2**20,
             "which are taken from the KV cache" if profiled else "beside the KV cache",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qm_vllm import QuickMergeConfig
@@ -105,7 +107,7 @@ def test_an_abort_in_the_middle_leaves_the_others_in_peace(llm):
 
 def test_a_redo_keeps_what_was_kept_whatever_rounding_does(llm, monkeypatch):
     """Preempted after a shared pass: the redo runs alone, and another choice would not do."""
-    from qm_vllm.engine.jobs.compression_job import CompressionJob
+    from qm_vllm.engine.jobs import compression_job
 
     prompts = [random_prompt(300, seed) for seed in (31, 32)]
     expected = run(llm, prompts, greedy(40))
@@ -115,13 +117,16 @@ def test_a_redo_keeps_what_was_kept_whatever_rounding_does(llm, monkeypatch):
         llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, greedy(40))
     while not any(request.num_output_tokens >= 5 for request in scheduler.running):
         llm.llm_engine.step()
-    original = CompressionJob._choose
+    original = compression_job.choose
 
-    def other(self, evidence):
-        scores, kept = original(self, evidence)
-        return scores, (kept - (kept > 40).long()).unique()  # a near tie that fell otherwise
+    def other(evidence, config, *, kept=None, **rest):
+        choice = original(evidence, config, kept=kept, **rest)
+        if kept is not None:
+            return choice
+        moved = (choice.kept - (choice.kept > 40).long()).unique()
+        return replace(choice, kept=moved)  # a near tie that fell otherwise
 
-    monkeypatch.setattr(CompressionJob, "_choose", other)
+    monkeypatch.setattr(compression_job, "choose", other)
     scheduler.reset_prefix_cache(reset_running_requests=True)
     finished = {}
     while llm.llm_engine.has_unfinished_requests():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qm_vllm import QuickMergeConfig
@@ -101,11 +103,11 @@ def test_a_job_that_keeps_other_tokens_the_second_time_is_not_trusted(llm, monke
     original = CompressionJob._choose
 
     def other(self, evidence):
-        scores, kept = original(self, evidence)
-        moved = kept.clone()
-        free = sorted(set(range(len(ids))) - set(kept.tolist()))
+        choice = original(self, evidence)
+        moved = choice.kept.clone()
+        free = sorted(set(range(len(ids))) - set(choice.kept.tolist()))
         moved[len(moved) // 2] = free[0]
-        return scores, moved.sort().values
+        return replace(choice, kept=moved.sort().values)
 
     monkeypatch.setattr(CompressionJob, "_choose", other)
     ((tokens, report),) = run(llm, [ids], greedy(6, details=True))

@@ -9,34 +9,64 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.compress import round_to_blocks
-from qm_vllm.engine.memory import DecoderShape, job_bytes, longest_job, memory_to_keep
+from qm_vllm.compress import round_to_blocks, workspace_bytes
+from qm_vllm.engine.memory import (
+    DecoderShape,
+    bound_kept,
+    job_bytes,
+    longest_job,
+    memory_to_keep,
+)
 
 SMALL = DecoderShape(
-    hidden_size=576, num_layers=30, num_kv_heads=3, head_size=64, value_bytes=2, cache_bytes=2
+    hidden_size=576, num_layers=30, num_heads=9, num_kv_heads=3, head_size=64, value_bytes=2,
+    cache_bytes=2,
 )
 GIB = 1 << 30
 BLOCK = 16
 
 
 def test_terms_by_hand():
-    pair = 2 * 3 * 64 * 2
-    base = 576 * 2 + pair + pair // 2
-    assert job_bytes(QuickMergeConfig(), SMALL, 1000) == 1000 * base
-    blind = QuickMergeConfig(query_visible=False)
-    assert job_bytes(blind, SMALL, 1000) == 1000 * (base + 4 * 576)
+    """1,000 tokens: weights of the last 64 queries of 9 heads are all made at once."""
+    wide = replace(SMALL, num_kv_heads=9, head_size=128)
+    pair, states = 2 * 9 * 128 * 2, 1000 * 576 * 2
+    layer, looking = 1000 * (pair + pair // 2), 3 * 4 * 64 * 9 * 1000
+    assert job_bytes(QuickMergeConfig(), wide, 1000, 400) == states + layer + looking
+    choosing = workspace_bytes(1000, 576, 2, config=QuickMergeConfig(), kept=400)
+    assert job_bytes(QuickMergeConfig(), SMALL, 1000, 400) == states + choosing
     prefill = QuickMergeConfig(delivery="prefill", window_layers=2)
-    assert job_bytes(prefill, SMALL, 1000) == 1000 * (base + 2 * pair)
-    aside = replace(SMALL, cache_bytes=1, stashes=True)
-    assert job_bytes(QuickMergeConfig(encoder_layers=20), aside, 1000) == 1000 * (base + 20 * pair)
+    assert job_bytes(prefill, wide, 1000, 400) == states + layer + looking + 1000 * 2 * pair
+    aside = replace(wide, cache_bytes=1, stashes=True)
+    deep = QuickMergeConfig(encoder_layers=20)
+    assert job_bytes(deep, aside, 1000, 400) == states + layer + looking + 1000 * 20 * pair
+    blind = QuickMergeConfig(query_visible=False)
+    entropies = workspace_bytes(1000, 576, 2, config=blind, kept=400)
+    assert job_bytes(blind, wide, 1000, 400) == states + layer + entropies
 
 
-def test_the_longest_job_just_fits():
-    config = QuickMergeConfig()
-    tokens = longest_job(config, SMALL, 10_000_000)
-    assert job_bytes(config, SMALL, tokens) <= 10_000_000 < job_bytes(config, SMALL, tokens + 1)
+def test_attention_weights_are_bounded_for_long_prompts():
+    def per_token(tokens: int) -> float:
+        return job_bytes(QuickMergeConfig(), SMALL, tokens, 400) / tokens
+
+    assert per_token(100_000) < 0.5 * per_token(1000)
+
+
+@given(
+    st.integers(0, 1 << 30), st.integers(1, 200_000),
+    st.sampled_from([{}, {"query_visible": False}, {"delivery": "prefill"}, {"alpha": 0.5}]),
+)
+def test_the_longest_job_just_fits(memory, limit, options):
+    config = QuickMergeConfig(**options)
+    tokens = longest_job(config, SMALL, memory, limit)
+    assert tokens <= limit
+    for count, fits in ((tokens, True), (tokens + 1, False)):
+        if 0 < count <= limit:
+            held = job_bytes(config, SMALL, count, bound_kept(config, count))
+            assert (held <= memory) is fits
 
 
 @dataclass(frozen=True)
@@ -47,15 +77,17 @@ class Model:
     weights: int
 
 
-def model(hidden: int, layers: int, kv_heads: int, head: int, billions: float) -> Model:
-    return Model(DecoderShape(hidden, layers, kv_heads, head, 2, 2), int(billions * 2e9))
+def model(
+    hidden: int, layers: int, heads: int, kv_heads: int, head: int, billions: float
+) -> Model:
+    return Model(DecoderShape(hidden, layers, heads, kv_heads, head, 2, 2), int(billions * 2e9))
 
 
 MODELS = {  # shapes and parameters as on their model cards
-    "Llama-3.1-8B": model(4096, 32, 8, 128, 8.03),
-    "Qwen2.5-7B": model(3584, 28, 4, 128, 7.62),
-    "Qwen3-32B": model(5120, 64, 8, 128, 32.8),
-    "Qwen2.5-0.5B": model(896, 24, 2, 64, 0.49),
+    "Llama-3.1-8B": model(4096, 32, 32, 8, 128, 8.03),
+    "Qwen2.5-7B": model(3584, 28, 28, 4, 128, 7.62),
+    "Qwen3-32B": model(5120, 64, 64, 8, 128, 32.8),
+    "Qwen2.5-0.5B": model(896, 24, 14, 2, 64, 0.49),
 }
 MIB = 1 << 20
 CARDS = {"24 GB": 24_564 * MIB, "80 GB": 81_559 * MIB}
@@ -115,7 +147,7 @@ def row(shape: DecoderShape, available: int, longest: int, prompt: int = 2048) -
     own, job = -(-(k + 1) // BLOCK), -(-prompt // BLOCK)
     # The last prompt's job needs the blocks of its whole prompt beside the others' results.
     ours = (blocks - job) // own + 1 if blocks >= job else 0
-    fits = min(longest_job(config, shape, kept), blocks * BLOCK, longest)
+    fits = min(longest_job(config, shape, kept, longest), blocks * BLOCK)
     return Row(kv.blocks(available) * BLOCK // prompt * prompt, ours * prompt, fits)
 
 

@@ -83,20 +83,22 @@ class Server(RemoteServer):
         log: where its output goes.
         wait_s: seconds until it has to answer.
         development: switch on vLLM's endpoints for tests (cache reset).
+        program: module that is run; :mod:`qm_vllm_eval.serving.forced_async` is another.
 
     Raises:
         ServerEnded: it ended before it answered. TimeoutError: it did not answer in time.
     """
 
     def __init__(
-        self, arguments: list[str], log: Path, *, wait_s: float = 300, development: bool = False
+        self, arguments: list[str], log: Path, *, wait_s: float = 300, development: bool = False,
+        program: str = "qm_vllm.cli.main",
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         super().__init__(f"http://127.0.0.1:{port}")
         self.log = log
-        command = [sys.executable, "-m", "qm_vllm.cli.main", "serve", *arguments]
+        command = [sys.executable, "-m", program, "serve", *arguments]
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
         if development:
             environment["VLLM_SERVER_DEV_MODE"] = "1"

@@ -16,12 +16,10 @@ import torch
 from qm_vllm.compress import AttentionError, QueryAttention
 from qm_vllm.engine.dense.attention import DenseAttention, choose_backend
 from qm_vllm.engine.dense.taps import AttentionTap, LayerRecord, RotaryTap, Sink
+from qm_vllm.engine.memory import AT_ONCE
 from qm_vllm.engine.upload import upload
 from qm_vllm_patches.decoder import DecoderView
 from qm_vllm_patches.fused_ops import rotary_forward, rotary_table
-
-AT_ONCE = 32 << 20
-"""Bytes that one call over several heads or layers may make: beyond, there are several calls."""
 
 
 class Stream:
@@ -182,16 +180,21 @@ class DenseRunner:
         window, num_tokens = record.queries.shape[0], record.rotated_keys.shape[0]
         queries = record.queries.float() * attn.scale
         grouped = queries.reshape(window, attn.num_kv_heads, -1, attn.head_size)
-        grouped = grouped.permute(1, 2, 0, 3).reshape(attn.num_kv_heads, -1, attn.head_size)
+        grouped = grouped.permute(1, 2, 0, 3)
         keys = record.rotated_keys.permute(1, 2, 0)
-        future = _future(window, keys.device)
-        step = max(1, AT_ONCE // (4 * grouped.shape[1] * num_tokens))
+        future, each = _future(window, keys.device), grouped.shape[1]
+        row = 4 * window * num_tokens
+        # Whole KV heads as long as these fit, else some of one KV head's queries.
+        share, step = min(each, max(1, AT_ONCE // row)), max(1, AT_ONCE // (row * each))
         for first in range(0, attn.num_kv_heads, step):
             heads = slice(first, first + step)
-            logits = torch.bmm(grouped[heads], keys[heads].float())
-            logits = logits.reshape(-1, window, num_tokens)
-            logits[:, :, num_tokens - window :].masked_fill_(future, float("-inf"))
-            yield logits.softmax(-1), heads
+            for start in range(0, each, share):
+                some = grouped[heads, start : start + share].reshape(
+                    len(grouped[heads]), -1, attn.head_size
+                )
+                logits = torch.bmm(some, keys[heads].float()).reshape(-1, window, num_tokens)
+                logits[:, :, num_tokens - window :].masked_fill_(future, float("-inf"))
+                yield logits.softmax(-1), heads
 
 
 @lru_cache

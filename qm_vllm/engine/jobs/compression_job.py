@@ -12,17 +12,12 @@ import torch
 
 from qm_vllm.compress import (
     AttentionError,
+    Choice,
     Compressed,
     Evidence,
-    absolute_saliency,
-    choose_budget,
+    choose,
     finish,
-    keep_order,
-    protected_mask,
-    round_to_blocks,
-    score_tokens,
-    sizes_between,
-    smallest_within,
+    protected_positions,
 )
 from qm_vllm.config import ConfigError
 from qm_vllm.engine.dense.runner import DenseRunner, Stream
@@ -115,9 +110,8 @@ class CompressionJob:
         self._windows = seen.windows
         self.encoder.encoded[self.index] = Encoded(evidence)
         with clock.phase("saliency"):
-            scores, kept = self._choose(evidence)
-            if spec.kept is not None:
-                kept = upload(torch.tensor(spec.kept), kept.device)
+            choice = self._choose(evidence)
+            scores, kept = choice.scores, choice.kept
         with clock.phase("merge"):
             compressed = finish(states, evidence, scores, kept, spec.config, check=False)
         del states, seen
@@ -127,35 +121,19 @@ class CompressionJob:
             yield from self._upper_kv(compressed.states[:-1], table)
         self.end(self._report(compressed))
 
-    def _choose(self, evidence: Evidence) -> tuple[torch.Tensor, torch.Tensor]:
+    def _choose(self, evidence: Evidence) -> Choice:
         spec = self.spec
-        config, rows = spec.config, len(spec.token_ids)
-        protected = protected_mask(config, None, rows, frozenset())
-        protected[spec.special_positions] = True
-        for _, start, stop in spec.turns:
-            protected[start:stop] = True
-        floor = int(protected.sum())
-        scores = score_tokens(evidence, config)
-        order, within = keep_order(scores, upload(protected, scores.device)), None
-        errors: dict[int, torch.Tensor] = {}
-        if config.max_error is not None:
-            sizes = sizes_between(max(1, floor), rows, spec.block_size)
-            found = self._errors(order, sizes)
-            within = smallest_within(found, sizes, config.max_error)
-            errors = dict(zip(sizes, found, strict=True))
-        saliency = None if config.alpha is None else absolute_saliency(evidence)
-        k = choose_budget(config, rows, saliency, floor, within)
-        if spec.block_size is not None:
-            k = round_to_blocks(k, rows, floor, spec.block_size)
-        if config.max_kept is not None and k > config.max_kept:
-            raise ConfigError(
-                f"max_kept={config.max_kept} is too small: {floor} positions are protected and "
-                f"{k} would be kept; raise it or protect fewer"
-            )
-        if self._windows:
-            self._error = errors[k] if k in errors else self._errors(order, [k])[0]
-            self._windows = {}
-        return scores, order[:k].sort().values
+        protected = protected_positions(
+            spec.config, len(spec.token_ids), special=spec.special_positions,
+            ranges=[(start, stop) for _, start, stop in spec.turns],
+        )
+        choice = choose(
+            evidence, spec.config, protected=protected, block_size=spec.block_size,
+            errors=self._errors if self._windows else None, kept=spec.kept, upload=upload,
+            check=False,
+        )
+        self._error, self._windows = choice.error, {}
+        return choice
 
     def _errors(self, order: torch.Tensor, sizes: list[int]) -> torch.Tensor:
         """Relative attention errors [S] if the first tokens of ``order`` stay."""

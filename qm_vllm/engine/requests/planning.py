@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from qm_vllm.compress import choose_budget, protected_mask, round_to_blocks
+from qm_vllm.compress import protected_positions, round_to_blocks
 from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
-from qm_vllm.engine.memory import job_bytes
+from qm_vllm.engine.memory import bound_kept, job_bytes
 from qm_vllm.engine.messages import JobSpec
 from qm_vllm.engine.requests.chat_turns import places
 from qm_vllm.engine.requests.job_board import Demand
@@ -72,8 +72,8 @@ def plan_request(
         depth, score_layers = _layers(config, facts)
         config = config if facts.has_adapter else without_layers(config)
         spec, protected = _spec(arrival, config, depth, score_layers, facts)
-        asked = _budget(config, arrival.tokens, 0)
-        demand = _demand(spec, _budget(config, arrival.tokens, protected), protected, facts)
+        asked = bound_kept(config, arrival.tokens)
+        demand = _demand(spec, protected, facts)
     except ConfigError as error:
         raise Untouched("invalid_option", f"invalid option: {error}") from error
     _fit(demand, arrival.tokens, room)
@@ -140,10 +140,9 @@ def _spec(
     chat = facts.chat.find(ids) if config.keep_roles else []
     turns = tuple(kept_turns(config, chat, len(ids)))
     special = places(ids, facts.special_ids) if config.protect_special else []
-    mask = protected_mask(config, None, len(ids), frozenset())
-    mask[special] = True
-    for _, start, stop in turns:
-        mask[start:stop] = True
+    protected = protected_positions(
+        config, len(ids), special=special, ranges=[(start, stop) for _, start, stop in turns]
+    )
     digest = hashlib.sha256(array("q", ids).tobytes())
     layers = (depth, *score_layers, block_size)
     for part in (config.fingerprint(), facts.model_key, repr(layers), repr(arrival.salt)):
@@ -154,28 +153,22 @@ def _spec(
         id=0, key=digest.hexdigest(), token_ids=ids, config=config, encoder_layers=depth,
         score_layers=score_layers, special_positions=special, block_size=block_size, turns=turns,
     )
-    return spec, int(mask.sum())
+    return spec, int(protected.sum())
 
 
-def _budget(config: QuickMergeConfig, tokens: int, protected: int) -> int:
-    """K, or the most that it can be where it depends on the content.
+def _demand(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
+    """What the job needs.
 
     Raises:
         ConfigError: max_kept cannot hold the protected positions.
     """
-    bound = replace(config, alpha=None, max_error=None)
-    measured = config.alpha is not None or config.max_error is not None
-    if measured and config.ratio is None and config.max_kept is None:
-        bound = replace(bound, ratio=1.0)
-    return choose_budget(bound, tokens, None, protected)
-
-
-def _demand(spec: JobSpec, at_most: int, protected: int, facts: EngineFacts) -> Demand:
     tokens, size = len(spec.token_ids), spec.block_size
-    held = job_bytes(spec.config, facts.shape, tokens)
+    at_most = bound_kept(spec.config, tokens, protected)
+    if size is not None:
+        at_most = round_to_blocks(at_most, tokens, protected, size)
+    held = job_bytes(spec.config, facts.shape, tokens, at_most)
     if size is None:
         return Demand(held, 0, 0, 0)
-    at_most = round_to_blocks(at_most, tokens, protected, size)
     kept = -(-max(0, at_most - 1) // size)
     # Where results are not found through the prefix cache, they are copied once.
     spare = 1 if facts.prefix_caching else kept + 1

@@ -101,8 +101,12 @@ class SchedulerSide:
             logger.warning("qm_vllm: the model's layers cannot be run: %s", problem)
         logger.info(
             "qm_vllm: %.1f MiB are set aside for compression jobs: prompts up to %s tokens",
-            bound / 2**20, f"{longest_job(self.config, self.facts.shape, bound):,}",
+            bound / 2**20, f"{self._longest(bound):,}",
         )
+
+    def _longest(self, bound: int) -> int:
+        limit = min(self.facts.max_model_len, self.room.max_tokens or self.facts.max_model_len)
+        return longest_job(self.config, self.facts.shape, bound, limit)
 
     # --- arrival ---------------------------------------------------------------------------
     def arrived(self, arrival: Arrival) -> None:
