@@ -6,9 +6,8 @@ A request is *pending* until its job's result arrives, then *compressed* (resize
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from qm_vllm.config import QuickMergeConfig
@@ -18,9 +17,10 @@ from qm_vllm.engine.messages import BlockCopy, JobResult, StepMessage, WorkerMes
 from qm_vllm.engine.requests.job_board import Blocks, BoardEntry, JobBoard
 from qm_vllm.engine.requests.memo import Memo, Outcome
 from qm_vllm.engine.requests.minute_line import MinuteLine
-from qm_vllm.engine.requests.planning import RequestPlan, Room, plan_request
+from qm_vllm.engine.requests.planning import Room, plan_request
 from qm_vllm.engine.requests.report import compressed_report, untouched_report
 from qm_vllm.engine.requests.tally import Tally
+from qm_vllm.engine.requests.tracked import Tracked, chained_salt
 from qm_vllm.engine.untouched import Untouched
 from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.requests import Arrival, RequestHandle
@@ -33,37 +33,6 @@ class Store(Blocks, Protocol):
 
     def publish(self, handle: RequestHandle, ids: Sequence[int]) -> None: ...
     def on_reset(self, callback: Any) -> None: ...
-
-
-@dataclass
-class Tracked:
-    """One request that the plug-in has seen and that has not finished.
-
-    Attributes:
-        reason: why it is untouched; None while pending or compressed.
-        skipped_cache: it did not want the prefix cache to be read.
-        allocated: it has got blocks, so its prompt can no longer change.
-    """
-
-    arrival: Arrival
-    reason: str | None = None
-    plan: RequestPlan | None = None
-    outcome: Outcome | None = None
-    details: dict[str, Any] | None = None
-    cached: bool = False
-    skipped_cache: bool = False
-    allocated: bool = False
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def pending(self) -> bool:
-        """Its job's result is not known yet."""
-        return self.reason is None and self.outcome is None
-
-    @property
-    def prefills(self) -> bool:
-        """vLLM prefills the kept ids."""
-        return self.plan is not None and self.plan.config.delivery == "prefill"
 
 
 class SchedulerSide:
@@ -187,11 +156,7 @@ class SchedulerSide:
     def _resize(self, tracked: Tracked, outcome: Outcome) -> None:
         arrival, plan = tracked.arrival, tracked.plan
         assert plan is not None
-        salt = arrival.salt
-        if not tracked.prefills:
-            unshared = f"|{arrival.request_id}" if tracked.skipped_cache else ""
-            salt = chained_salt(arrival.salt, plan.spec.key + unshared)
-        arrival.handle.resize([plan.spec.token_ids[i] for i in outcome.kept], salt)
+        arrival.handle.resize([plan.spec.token_ids[i] for i in outcome.kept], tracked.salt())
         tracked.outcome = outcome
         self.tally.compressed(arrival.tokens, len(outcome.kept), self.facts.block_size)
         # Injected KV is found through the connector: the flag would make vLLM skip it.
@@ -308,8 +273,3 @@ class SchedulerSide:
             tracked.outcome, tracked.details, tracked.cached = None, None, False
             tracked.arrival.handle.resize(tracked.plan.spec.token_ids, tracked.arrival.salt)
             self._wait(tracked)
-
-
-def chained_salt(original: str | None, key: str) -> str:
-    """Salt of injected KV: bound to the job's key and to the user's own salt."""
-    return hashlib.sha256(f"{original or ''}|{key}".encode()).hexdigest()

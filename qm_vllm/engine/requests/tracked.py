@@ -1,0 +1,55 @@
+"""One live request, as the plug-in sees it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from qm_vllm.engine.requests.memo import Outcome
+from qm_vllm.engine.requests.planning import RequestPlan
+from qm_vllm_patches.requests import Arrival
+
+
+@dataclass
+class Tracked:
+    """One request that the plug-in has seen and that has not finished.
+
+    Attributes:
+        reason: why it is untouched; None while pending or compressed.
+        skipped_cache: it did not want the prefix cache to be read.
+        allocated: it has got blocks, so its prompt can no longer change.
+    """
+
+    arrival: Arrival
+    reason: str | None = None
+    plan: RequestPlan | None = None
+    outcome: Outcome | None = None
+    details: dict[str, Any] | None = None
+    cached: bool = False
+    skipped_cache: bool = False
+    allocated: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def pending(self) -> bool:
+        """Its job's result is not known yet."""
+        return self.reason is None and self.outcome is None
+
+    @property
+    def prefills(self) -> bool:
+        """vLLM prefills the kept ids."""
+        return self.plan is not None and self.plan.config.delivery == "prefill"
+
+    def salt(self) -> str | None:
+        """Of the blocks of the shrunk prompt: injected KV is bound to its job, not to the ids."""
+        if self.prefills:
+            return self.arrival.salt
+        assert self.plan is not None
+        unshared = f"|{self.arrival.request_id}" if self.skipped_cache else ""
+        return chained_salt(self.arrival.salt, self.plan.spec.key + unshared)
+
+
+def chained_salt(original: str | None, key: str) -> str:
+    """A salt that is bound to a key and to the user's own salt."""
+    return hashlib.sha256(f"{original or ''}|{key}".encode()).hexdigest()
