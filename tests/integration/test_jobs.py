@@ -69,10 +69,10 @@ def test_source_tokens_at_once_are_bounded(llm, monkeypatch):
     most = [0]
     start, advance = CompressionJob.__init__, CompressionJob.advance
 
-    def begin(self, spec, runner):
+    def begin(self, spec, *rest):
         live.add(spec.key)
         most[0] = max(most[0], len(live))
-        start(self, spec, runner)
+        start(self, spec, *rest)
 
     def go(self):
         cost = advance(self)
@@ -98,7 +98,7 @@ def test_a_prompt_beyond_the_bound_is_left_to_vllm(llm):
 def test_a_job_that_keeps_other_tokens_the_second_time_is_not_trusted(llm, monkeypatch):
     """As after new weights: blocks are gone, the memo is not, and the redo differs."""
     ids = random_prompt(700, 6)
-    ((first, _),) = run(llm, [ids], greedy(6, details=True))
+    ((first, _),) = run(llm, [ids], greedy(6))
     scheduler_of(llm).reset_prefix_cache()
     original = CompressionJob._choose
 
@@ -110,7 +110,7 @@ def test_a_job_that_keeps_other_tokens_the_second_time_is_not_trusted(llm, monke
         return replace(choice, kept=moved.sort().values)
 
     monkeypatch.setattr(CompressionJob, "_choose", other)
-    ((tokens, report),) = run(llm, [ids], greedy(6, details=True))
+    ((tokens, report),) = run(llm, [ids], greedy(6))
     assert len(tokens) == len(first)
     assert "other tokens the second time" in report["notes"][0]
 

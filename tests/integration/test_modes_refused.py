@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from importlib.machinery import ModuleSpec
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.requests.planning import Untouched, plan_request
+from qm_vllm.engine.requests.planning import Room, plan_request
+from qm_vllm.engine.untouched import Untouched
+from qm_vllm_patches.requests import arrival
 from tests.engines import engine, random_prompt
 from tests.integration.generate import greedy, run
+from tests.settings import facts
 
 IDS, STEPS = random_prompt(500, 1), 12
 OPTIONS = {"skip_tokenizer_init": True}
@@ -66,7 +69,7 @@ def test_images_and_sound_leave_a_prompt_alone():
 
     request = Request("r", IDS, SamplingParams(max_tokens=1), None, mm_features=[object()])
     with pytest.raises(Untouched, match="images, audio or video") as why:
-        plan_request(request, QuickMergeConfig(), SimpleNamespace(max_source_tokens=4096))
+        plan_request(arrival(request), QuickMergeConfig(), facts(), Room())
     assert why.value.kind == "multimodal"
 
 

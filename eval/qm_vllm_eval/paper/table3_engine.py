@@ -208,13 +208,14 @@ def _finish(output: Any, phases: dict[str, float]) -> int:
 
 @contextmanager
 def _watch(scheduler: Any) -> Iterator[list[int]]:
-    """A list whose one entry is the most blocks held so far, looked at after each schedule."""
-    pool, schedule = scheduler.kv_cache_manager.block_pool, scheduler.schedule
-    idle, peak = pool.get_num_free_blocks(), [0]
+    """A list whose one entry is the most blocks that running requests have held so far, looked at
+    after each schedule. What a job leases while it runs is no request's and is not counted."""
+    manager, schedule, peak = scheduler.kv_cache_manager, scheduler.schedule, [0]
 
     def watched(*arguments: Any, **named: Any) -> Any:
         result = schedule(*arguments, **named)
-        peak[0] = max(peak[0], idle - pool.get_num_free_blocks())
+        held = (manager.get_block_ids(one.request_id)[0] for one in scheduler.running)
+        peak[0] = max(peak[0], sum(map(len, held)))
         return result
 
     scheduler.schedule = watched
