@@ -27,8 +27,8 @@ from qm_vllm.compress.gumbel import gumbel_softmax_mask, soft_merge
 from qm_vllm.compress.merge import MAX_DROPPED_SHARE, merge_states, token_masses
 from qm_vllm.compress.normalize import absolute, average_rank, min_max
 from qm_vllm.compress.pipeline import Compressed, compress, finish
+from qm_vllm.compress.query_attention import QueryAttention
 from qm_vllm.compress.saliency import SALIENCIES, needs, score_tokens
-from qm_vllm.compress.saliency.query import QueryAttention
 from qm_vllm.compress.workspace import workspace_bytes
 
 __all__ = [

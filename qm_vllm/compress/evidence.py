@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qm_vllm.compress.entropy import attention_entropy
 from qm_vllm.compress.normalize import absolute
-from qm_vllm.compress.saliency.query import QueryAttention
+from qm_vllm.compress.query_attention import QueryAttention
 
 KINDS = frozenset({"entropy", "incoming", "norm", "attention"})
 """Kinds of evidence that a saliency may ask for."""

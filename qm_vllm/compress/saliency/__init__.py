@@ -9,16 +9,12 @@ score has needed before are added to :class:`~qm_vllm.compress.evidence.Evidence
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
+from qm_vllm.compress.evidence import Evidence
 from qm_vllm.compress.saliency import entropy, ned, norm, query
 from qm_vllm.compress.saliency.base import Score
 from qm_vllm.config import ConfigError, QuickMergeConfig
-
-if TYPE_CHECKING:
-    from qm_vllm.compress.evidence import Evidence
 
 SALIENCIES: dict[str, Score] = {
     one.name: one

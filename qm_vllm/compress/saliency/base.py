@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from qm_vllm.compress.evidence import Evidence
 from qm_vllm.config import QuickMergeConfig
-
-if TYPE_CHECKING:  # evidence is gathered for the scores, so that it imports them
-    from qm_vllm.compress.evidence import Evidence
 
 
 @dataclass(frozen=True)

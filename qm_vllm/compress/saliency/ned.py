@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from qm_vllm.compress.evidence import Evidence
 from qm_vllm.compress.normalize import min_max
 from qm_vllm.compress.saliency.base import Score
 from qm_vllm.config import QuickMergeConfig
-
-if TYPE_CHECKING:
-    from qm_vllm.compress.evidence import Evidence
 
 DELTA = 1e-6
 """The paper's delta > 0, in nats."""

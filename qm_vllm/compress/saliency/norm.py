@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
+from qm_vllm.compress.evidence import Evidence
 from qm_vllm.compress.normalize import min_max
 from qm_vllm.compress.saliency.base import Score
 from qm_vllm.config import QuickMergeConfig
-
-if TYPE_CHECKING:
-    from qm_vllm.compress.evidence import Evidence
 
 
 def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
