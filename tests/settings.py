@@ -14,7 +14,11 @@ def settings(**changes: Any) -> EngineSettings:
     """An engine of a small Llama that the plug-in can work in."""
     values: dict[str, Any] = {
         "options": {}, "architecture": "LlamaForCausalLM",
-        "text_config": SimpleNamespace(num_hidden_layers=6), "runner": "generate",
+        "text_config": SimpleNamespace(
+            architectures=["LlamaForCausalLM"], num_hidden_layers=6, hidden_size=128,
+            num_attention_heads=4, num_key_value_heads=2, vocab_size=512,
+        ),
+        "runner": "generate",
         "hidden_size": 128, "num_layers": 6, "num_heads": 4, "num_kv_heads": 2, "head_size": 32,
         "dtype": None,
         "value_bytes": 4, "cache_bytes": 4, "quantised": False, "block_size": 32,

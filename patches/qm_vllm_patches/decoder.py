@@ -139,5 +139,7 @@ def sequential_view(model: Any, *, sliding: bool = False) -> DecoderView:
 
 def embedding_view(model: Any) -> DecoderView | None:
     """The token embeddings alone, of a model whose layers are not known; None if it has none."""
-    embed = getattr(model, "embed_input_ids", None)
-    return None if embed is None else DecoderView(embed, [])
+    try:
+        return DecoderView(model.embed_input_ids, [])
+    except Exception:  # whatever a model's own attributes raise
+        return None

@@ -32,7 +32,7 @@ def folder() -> Path:
 
 @cache
 def _prior(path: Path):
-    from qm_vllm_eval.prior.in_model import load
+    from qm_vllm_eval.methods.in_model_prior import load
 
     try:
         return load(path)

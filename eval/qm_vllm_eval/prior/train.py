@@ -13,8 +13,8 @@ from torch import Tensor
 from qm_vllm.prior import PriorConfig
 from qm_vllm.prior.trainer import learning_rate_share
 from qm_vllm_eval.methods import Request
+from qm_vllm_eval.methods.in_model_prior import InModelPrior
 from qm_vllm_eval.methods.quickmerge import merged_by, options
-from qm_vllm_eval.prior.in_model import InModelPrior
 from qm_vllm_eval.reference.decoder import Decoder
 from qm_vllm_eval.reference.prefill import Prefill
 

@@ -9,7 +9,7 @@ import torch
 def make_prior(width: int = 128):
     """An untrained prior for the tiny decoders, with a corrector that does something."""
     from qm_vllm.prior import PriorConfig
-    from qm_vllm_eval.prior.in_model import InModelPrior
+    from qm_vllm_eval.methods.in_model_prior import InModelPrior
 
     torch.manual_seed(0)
     prior = InModelPrior(

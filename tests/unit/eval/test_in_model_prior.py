@@ -9,7 +9,7 @@ import torch
 
 from qm_vllm.prior import PriorConfig
 from qm_vllm_eval.methods import METHODS, Request, Unfit
-from qm_vllm_eval.prior.in_model import InModelPrior, load
+from qm_vllm_eval.methods.in_model_prior import InModelPrior, load
 from qm_vllm_eval.prior.train import InModelTrainer
 from qm_vllm_eval.reference.decoder import Decoder
 from qm_vllm_eval.reference.prefill import Prefill
