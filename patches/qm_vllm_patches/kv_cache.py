@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+ROWS = 512
+"""Positions that are read in one call: a call holds what it reads twice."""
 BASE = 128
 """Whole numbers below this are exact in every floating type that a cache may have."""
 
@@ -51,11 +53,18 @@ class PagedCache:
         Args:
             blocks: int64 [B], ids in order, on the cache's device.
         """
-        layout = self.layouts[self._kind(attn)]
-        own = self._flat(attn)[blocks].flatten(1)[:, layout.places.flatten()]
-        _, size, heads, width = layout.places.shape
-        parts = own.view(-1, 2, size, heads, width).transpose(0, 1)
-        keys, values = parts.reshape(2, -1, heads, width)[:, :rows].unbind()
+        layout, cache = self.layouts[self._kind(attn)], self._flat(attn)
+        places, (_, size, heads, width) = layout.places.flatten(), layout.places.shape
+        out = torch.empty(
+            2, blocks.shape[0] * size, heads, width, dtype=cache.dtype, device=cache.device
+        )
+        start = 0
+        for some in blocks.split(max(1, ROWS // size)):
+            own = cache[some].flatten(1)[:, places].view(-1, 2, size, heads, width)
+            stop = start + some.shape[0] * size
+            out[:, start:stop] = own.transpose(0, 1).reshape(2, -1, heads, width)
+            start = stop
+        keys, values = out[:, :rows].unbind()
         return keys, values
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:

@@ -88,6 +88,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "KVCacheBlock": ("block_id",),
     "KVCacheBlocks": ("get_block_ids",),
+    "SchedulerOutput": ("total_num_scheduled_tokens",),
     "KVConnectorOutput": ("kv_connector_worker_meta",),
     "KVConnectorRole": ("SCHEDULER",),
     "KVCacheConfig": ("kv_cache_groups", "num_blocks"),

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from qm_vllm.compress import choose_budget, needs, workspace_bytes
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
+from qm_vllm_patches.kv_cache import ROWS
 
-AT_ONCE = 16 << 20
+AT_ONCE = 8 << 20
 """Bytes of attention weights of the last queries that one call makes; at least one head's."""
 
 
@@ -64,7 +65,7 @@ def job_bytes(
         kept: K or a bound on it, where it is known.
     """
     wanted, depth = needs(config), encoder_depth(config, shape.num_layers)
-    layer = num_tokens * (shape.pair + shape.pair // 2)
+    layer = num_tokens * (shape.pair + shape.pair // 2) + 2 * min(num_tokens, ROWS) * shape.pair
     row = 4 * WINDOW_QUERIES * num_tokens  # one head's weights in float32
     looking = 3 * min(max(AT_ONCE, row), row * shape.num_heads) if "attention" in wanted else 0
     choosing = workspace_bytes(

@@ -142,11 +142,40 @@ def test_the_first_in_the_queue_collects_blocks_that_become_free():
     others = pool.take(70)
     join(board, "a", blocks=50, kept=20)
     join(board, "b", blocks=1, kept=1)
-    assert board.take_new() == []
-    assert pool.free == 1  # a hundredth is left to those that run
+    assert board.take_new(growing=4) == []
+    assert pool.free == 4  # one is left to each request that runs
     pool.give_back(others[:30])
-    assert keys(board.take_new()) == ["a", "b"]
+    assert keys(board.take_new(growing=4)) == ["a", "b"]
     assert pool.free == 9
+
+
+def test_only_the_first_in_the_queue_holds_blocks():
+    """Two that collect would wait for each other's."""
+    board, pool = JobBoard(4), Pool(100)
+    board.blocks = pool
+    others = pool.take(60)
+    join(board, "a", blocks=70, kept=20)
+    assert board.take_new() == []
+    assert pool.free == 0
+    board.join(spec("z", 3, SIZE), demand(blocks=30, kept=10), "rz", urgent=True)
+    assert keys(board.take_new()) == ["z"]
+    assert board.entries["z"].blocks
+    pool.give_back(others)
+    assert keys(board.take_new()) == ["a"]
+
+
+def test_one_that_collects_makes_way_for_results_that_wait():
+    """Their requests need a block more, and nothing else will free one."""
+    board, pool = JobBoard(4), Pool(60)
+    board.blocks = pool
+    join(board, "a", 30 * SIZE, blocks=30, kept=30, spare=1)
+    (sent,) = board.take_new()
+    join(board, "b", blocks=40, kept=5)
+    assert board.take_new() == []
+    assert pool.free == 0
+    board.finish(sent.id, 30 * SIZE, SIZE)
+    assert board.take_new() == []
+    assert pool.free == 1
 
 
 def test_a_request_that_ends_in_the_queue_gives_collected_blocks_back():

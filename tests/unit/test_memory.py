@@ -34,7 +34,7 @@ def test_terms_by_hand():
     """1,000 tokens: weights of the last 64 queries of 9 heads are all made at once."""
     wide = replace(SMALL, num_kv_heads=9, head_size=128)
     pair, states = 2 * 9 * 128 * 2, 1000 * 576 * 2
-    layer, looking = 1000 * (pair + pair // 2), 3 * 4 * 64 * 9 * 1000
+    layer, looking = 1000 * (pair + pair // 2) + 2 * 512 * pair, 3 * 4 * 64 * 9 * 1000
     assert job_bytes(QuickMergeConfig(), wide, 1000, 400) == states + layer + looking
     choosing = workspace_bytes(1000, 576, 2, config=QuickMergeConfig(), kept=400)
     assert job_bytes(QuickMergeConfig(), SMALL, 1000, 400) == states + choosing

@@ -25,6 +25,7 @@ class WorkerSide:
 
     Attributes:
         problem: why the model's layers cannot be run; None if they can.
+        cache_problem: why no KV can be put into the cache; None if it can.
         job_bytes: that running jobs may hold together.
         quantised: the KV cache stores other numbers than the model computes with.
     """
@@ -35,6 +36,7 @@ class WorkerSide:
         self.config, self.block_size, self.quantised = config, block_size, quantised
         self.runner: DenseRunner | None = None
         self.problem: str | None = "the worker was not given the model (set worker_cls)"
+        self.cache_problem: str | None = None
         self.job_bytes = 0
         self.kv_caches: dict[str, torch.Tensor] = {}
         self.cache: PagedCache | None = None
@@ -49,7 +51,8 @@ class WorkerSide:
         chunk = self.config.encoder_chunk_tokens
         try:
             self.runner = DenseRunner(view_decoder(model), dtype, device, chunk)
-            self.problem = self_check(self.runner) or self._learn_cache()
+            self.problem = self_check(self.runner)
+            self.cache_problem = self._learn_cache(self.runner)
             if self.problem is None and not self.runner.can_place():
                 logger.warning(
                     "qm_vllm: this model's rotary embedding has no table of angles that can be "
@@ -60,22 +63,26 @@ class WorkerSide:
         except Exception as error:  # models come in all shapes; the engine serves them anyway
             logger.exception("qm_vllm: looking into the model failed")
             self.problem = f"looking into the model failed: {type(error).__name__}: {error}"
+        for problem in (self.problem, self.cache_problem):
+            if problem:
+                logger.warning("qm_vllm: %s", problem)
         if self.problem:
-            logger.warning("qm_vllm: %s", self.problem)
             view = embedding_view(model)
             self.runner = None if view is None else DenseRunner(view, dtype, device, chunk)
 
-    def _learn_cache(self) -> str | None:
-        assert self.runner is not None
+    def _learn_cache(self, runner: DenseRunner) -> str | None:
         self.cache = PagedCache(self.kv_caches, self.block_size)
-        layers = [layer.module for layer in self.runner.view.layers]
-        sliding = any(layer.sliding_window is not None for layer in self.runner.view.layers)
-        # Not needed where nothing is read back, and not possible where numbers are rounded.
-        return None if self.quantised or sliding else self.cache.learn(layers)
+        if self.quantised:  # nothing is read back, and numbers are rounded
+            return None
+        try:
+            return self.cache.learn([layer.module for layer in runner.view.layers])
+        except Exception as error:
+            logger.exception("qm_vllm: learning the KV cache's layout failed")
+            return f"the KV cache cannot be read back: {type(error).__name__}: {error}"
 
     def start_message(self) -> WorkerStart:
         """What the scheduler side has to know, once."""
-        return WorkerStart(self.job_bytes, self.problem)
+        return WorkerStart(self.job_bytes, self.problem or self.cache_problem)
 
     # --- steps -----------------------------------------------------------------------------
     def load(self, message: StepMessage) -> None:
@@ -125,6 +132,8 @@ class WorkerSide:
     def _cache_of(self, spec: JobSpec) -> JobCache | None:
         if spec.config.delivery != "inject":
             return None
+        if self.cache_problem:
+            raise Untouched("no_cache", self.cache_problem)
         assert self.runner is not None
         assert self.cache is not None
         return JobCache(

@@ -71,7 +71,7 @@ class JobBoard:
     """Admits jobs to the worker, first come, first served; one job serves all equal requests.
 
     The first in the queue collects blocks as they become free, so that it is not overtaken for
-    ever by requests that need fewer.
+    ever by requests that need fewer. Nobody else in the queue holds any.
 
     Args:
         max_jobs: that a worker may run at once.
@@ -151,16 +151,30 @@ class JobBoard:
             self._stop(entry)
             entry.sent = entry.done = False
         self.queue.extendleft(entry.spec.key for entry in reversed(again))
-        for key in self.queue:  # the first may have begun to collect
+        self.stop_collecting()
+
+    def stop_collecting(self) -> None:
+        """Give back what jobs in the queue have collected."""
+        for key in self.queue:
             self._give_back(self.entries[key], 0)
 
-    def take_new(self) -> list[JobSpec]:
-        """Jobs to send to the worker now."""
+    def undelivered(self) -> list[BoardEntry]:
+        """Jobs that have ended and hold blocks until their requests are scheduled."""
+        return [entry for entry in self.entries.values() if entry.done and entry.blocks]
+
+    def take_new(self, growing: int = 0) -> list[JobSpec]:
+        """Jobs to send to the worker now.
+
+        Args:
+            growing: requests that have blocks and may need more; one is left to each.
+        """
         specs: list[JobSpec] = []
         running = [entry for entry in self.entries.values() if entry.running]
+        for key in list(self.queue)[1:]:  # an urgent one may have gone before
+            self._give_back(self.entries[key], 0)
         while self.queue and len(running) < self.max_jobs:
             entry = self.entries[self.queue[0]]
-            if (running and not self._has_room(running, entry)) or not self._lease(entry):
+            if (running and not self._has_room(running, entry)) or not self._lease(entry, growing):
                 break
             self.queue.popleft()
             entry.sent = True
@@ -183,10 +197,10 @@ class JobBoard:
             self.max_bytes is None or held <= self.max_bytes
         )
 
-    def _lease(self, entry: BoardEntry) -> bool:
+    def _lease(self, entry: BoardEntry, growing: int) -> bool:
         """Take free blocks for a job; whether it has all of them."""
-        missing = entry.demand.blocks - len(entry.blocks)
-        if missing <= 0:
+        have = len(entry.blocks)
+        if have == entry.demand.blocks:
             return True
         if self.blocks is None:
             return False
@@ -195,14 +209,12 @@ class JobBoard:
         results = sum(one.demand.kept for one in leased) + entry.demand.kept
         if results + max(one.demand.spare for one in [*leased, entry]) > self.blocks.total:
             return False
-        spare = self.blocks.total // SPARE if leased or self._in_use() else 0
-        entry.blocks += self.blocks.take(max(0, min(missing, self.blocks.free - spare)))
-        return len(entry.blocks) == entry.demand.blocks
-
-    def _in_use(self) -> bool:
-        assert self.blocks is not None
-        held = sum(len(entry.blocks) for entry in self.entries.values())
-        return self.blocks.total - self.blocks.free > held
+        waiting = max((one.demand.spare for one in leased if one.done), default=0)
+        spare = max(growing, self.blocks.total // SPARE if leased or growing else 0) + waiting
+        wanted = min(entry.demand.blocks, max(0, have + self.blocks.free - spare))
+        self._give_back(entry, wanted)
+        entry.blocks += self.blocks.take(max(0, wanted - have))
+        return wanted == entry.demand.blocks
 
     def _stop(self, entry: BoardEntry) -> None:
         if entry.sent:

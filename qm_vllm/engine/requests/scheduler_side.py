@@ -27,6 +27,9 @@ from qm_vllm_patches.requests import Arrival, RequestHandle
 
 logger = get_logger(__name__)
 
+PATIENCE = 3
+"""Steps without any work after which held blocks are let go."""
+
 
 class Store(Blocks, Protocol):
     """The engine's KV blocks, and its prefix cache (``qm_vllm_patches.block_pool``)."""
@@ -47,6 +50,7 @@ class SchedulerSide:
         self.tracked: dict[str, Tracked] = {}
         self.copies: list[BlockCopy] = []
         self.served: list[tuple[str, str]] = []
+        self.idle_steps = 0
         self.tally = Tally()
         self.minute = MinuteLine()
         if config.enabled and config.delivery == "inject" and facts.no_inject:
@@ -199,9 +203,11 @@ class SchedulerSide:
     def allocated(self, request_id: str, blocks: list[int], external: int) -> None:
         """Blocks were given: plan the copy of the positions that vLLM counts as ours."""
         tracked = self.tracked.get(request_id)
-        if tracked is None or tracked.plan is None:
+        if tracked is None:
             return
         tracked.allocated = True
+        if tracked.plan is None:
+            return
         key = tracked.plan.spec.key
         if external:
             assert tracked.outcome is not None
@@ -212,18 +218,40 @@ class SchedulerSide:
             self.copies.append(BlockCopy(request_id, sources, blocks[first:last]))
         self.served.append((key, request_id))
 
-    def step_message(self) -> StepMessage:
-        """This step's message to the worker."""
+    def step_message(self, scheduled_tokens: int = 0) -> StepMessage:
+        """This step's message to the worker.
+
+        Args:
+            scheduled_tokens: that vLLM runs in this step.
+        """
         copies, self.copies = self.copies, []
-        jobs = self.board.take_new()
+        jobs = self.board.take_new(sum(one.allocated for one in self.tracked.values()))
         message = StepMessage(jobs=jobs, copies=copies, releases=self.board.take_releases())
         # Their blocks go back only now: nobody may get in this step what is still to be copied.
         served, self.served = self.served, []
         for key, request_id in served:
             self.board.leave(key, request_id)
+        self._watch(scheduled_tokens)
         if self.board.changed():
             self.tally.level(jobs_waiting=len(self.board.queue), jobs_live=self.board.live())
         return message
+
+    def _watch(self, scheduled_tokens: int) -> None:
+        """Let go of all blocks if nothing moves.
+
+        vLLM serves its queue in order. A request at its head that finds too few free blocks holds
+        up the ones behind it, whose results hold the blocks that it wants. What was published is
+        found in the prefix cache as long as nobody needs its place; else the job runs again.
+        """
+        held = self.board.undelivered()
+        moves = scheduled_tokens or any(entry.running for entry in self.board.entries.values())
+        self.idle_steps = 0 if moves else self.idle_steps + 1
+        if self.idle_steps < PATIENCE:
+            return
+        self.idle_steps = 0
+        self.board.stop_collecting()
+        for entry in held:
+            self.board.drop(entry.spec.key)
 
     # --- end -------------------------------------------------------------------------------
     def finished(self, request_id: str, num_blocks: int) -> dict[str, Any]:

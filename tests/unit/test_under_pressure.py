@@ -1,0 +1,235 @@
+"""Requests and jobs in a pool that is too small for them, as vLLM's scheduler would serve them.
+
+A model of it: first come first served, a request that finds too few blocks holds up those behind
+it, the youngest is preempted when one that runs finds none, freed blocks stay in the prefix cache
+until they are used again. Every block knows what was written into it last.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from qm_vllm import QuickMergeConfig, request_args
+from qm_vllm.compress import round_to_blocks
+from qm_vllm.engine.messages import JobResult, JobSpec, StepMessage, WorkerMessage
+from qm_vllm.engine.requests.scheduler_side import SchedulerSide
+from qm_vllm_patches.requests import Arrival
+from tests.settings import facts
+from tests.unit.test_scheduler_side import Handle
+
+SIZE = 32
+
+
+@dataclass(eq=False)
+class Asked(Handle):
+    """A request on its way through the model scheduler."""
+
+    name: str = ""
+    wanted: int = 1
+    blocks: list[int] = field(default_factory=list)
+    written: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids) + self.written
+
+
+class Blocks:
+    """Free blocks in the order in which they are taken; what each holds; what is cached where."""
+
+    def __init__(self, total: int, caching: bool) -> None:
+        self.total, self.caching = total, caching
+        self.queue = list(range(1, total + 1))
+        self.users: dict[int, int] = {}
+        self.holds: dict[int, object] = {}
+        self.cached: dict[tuple[str, int], int] = {}
+
+    @property
+    def free(self) -> int:
+        return len(self.queue)
+
+    def take(self, count: int) -> list[int]:
+        assert count <= self.free
+        taken, self.queue = self.queue[:count], self.queue[count:]
+        gone = set(taken)
+        self.cached = {k: block for k, block in self.cached.items() if block not in gone}
+        self.users.update(dict.fromkeys(taken, 1))
+        return taken
+
+    def touch(self, blocks: list[int]) -> None:
+        for block in blocks:
+            if not self.users.get(block):
+                self.queue.remove(block)
+            self.users[block] = self.users.get(block, 0) + 1
+
+    def give_back(self, blocks) -> None:
+        for block in reversed(list(blocks)):
+            self.users[block] -= 1
+            assert self.users[block] >= 0
+            if not self.users[block]:
+                known = block in self.cached.values()
+                self.queue.insert(len(self.queue) if known else 0, block)
+
+    def publish(self, handle: Asked, ids: list[int]) -> None:
+        if self.caching:
+            self.cached |= {(handle.salt, i): block for i, block in enumerate(ids)}
+
+    def on_reset(self, callback) -> None:
+        self.clear = callback
+
+    def hits(self, request: Asked) -> list[int]:
+        found: list[int] = []
+        while (request.salt, len(found)) in self.cached:
+            found.append(self.cached[request.salt, len(found)])
+        return found[: (request.tokens - 1) // SIZE]
+
+
+class Scheduler:
+    """The model; ``served`` are the names of requests that have ended."""
+
+    def __init__(self, total: int, caching: bool, seed: int) -> None:
+        self.blocks, self.random = Blocks(total, caching), random.Random(seed)
+        config = QuickMergeConfig(ratio=0.4, max_live_jobs=self.random.choice([1, 2, 4]))
+        self.side = SchedulerSide(config, facts(prefix_caching=caching, block_size=SIZE))
+        self.side.bind_blocks(self.blocks)
+        self.waiting: list[Asked] = []
+        self.running: list[Asked] = []
+        self.jobs: dict[int, tuple[JobSpec, int]] = {}
+        self.served: dict[str, dict] = {}
+        self.redone = 0
+
+    def add(self, name: str, length: int, wanted: int, **options) -> None:
+        ids = [self.random.randrange(1000) for _ in range(length)]
+        request = Asked(ids, name=name, wanted=wanted)
+        self.side.arrived(Arrival(
+            name, length, list(ids), request_args(**options), None, generates=True,
+            has_embeddings=False, multimodal=False, resumable=False, lora=False,
+            prompt_logprobs=False, handle=request,
+        ))
+        self.waiting.append(request)
+
+    def step(self, *, late: bool) -> None:
+        grown = self._grow()
+        begun = self._admit()
+        message = self.side.step_message(grown + begun)
+        self._work(message, late=late)
+        for request in list(self.running):
+            self._check(request)
+            request.written += 1
+            if request.written >= request.wanted:
+                self.running.remove(request)
+                self.blocks.give_back(request.blocks)
+                report = self.side.finished(request.name, len(request.blocks))
+                self.served[request.name] = report
+
+    def _grow(self) -> int:
+        for request in list(self.running):
+            while request in self.running and -(-(request.tokens + 1) // SIZE) > len(
+                request.blocks
+            ):
+                if self.blocks.free:
+                    request.blocks += self.blocks.take(1)
+                    self.blocks.holds[request.blocks[-1]] = request.name
+                else:
+                    self._preempt(self.running.pop())
+        return len(self.running)
+
+    def _preempt(self, request: Asked) -> None:
+        self.blocks.give_back(request.blocks)
+        request.blocks, request.started, request.answered = [], False, request.written > 0
+        self.waiting.insert(0, request)
+
+    def _admit(self) -> int:
+        begun = 0
+        for request in list(self.waiting):
+            hits = self.blocks.hits(request)
+            external = self.side.matched_tokens(request.name, len(hits) * SIZE)
+            if external is None:
+                continue
+            needed = -(-(request.tokens + 1) // SIZE) - len(hits)
+            idle = sum(not self.blocks.users.get(block) for block in hits)
+            if needed > self.blocks.free - idle:
+                break
+            self.blocks.touch(hits)
+            request.blocks = hits + self.blocks.take(needed)
+            self.side.allocated(request.name, request.blocks, external)
+            for block in request.blocks[len(hits):]:
+                self.blocks.holds[block] = request.name
+            request.started = True
+            self.waiting.remove(request)
+            self.running.append(request)
+            begun += 1
+        return begun
+
+    def _work(self, message: StepMessage, *, late: bool) -> None:
+        for copy in message.copies:
+            for source, target in zip(copy.sources, copy.targets, strict=True):
+                self.blocks.holds[target] = self.blocks.holds[source]
+        for job in message.releases:
+            self.jobs.pop(job, None)
+        for spec in message.jobs:
+            self.jobs[spec.id] = (spec, self.random.randrange(1, 6))
+        results = {}
+        for job, (spec, left) in list(self.jobs.items()):
+            for block in spec.blocks:
+                self.blocks.holds[block] = ("busy", spec.key)
+            if left:
+                self.jobs[job] = (spec, left - 1)
+                continue
+            tokens = len(spec.token_ids)
+            k = round_to_blocks(round((spec.config.ratio or 0.4) * tokens), tokens, 36, SIZE)
+            for block in spec.blocks[: -(-(k - 1) // SIZE)]:
+                self.blocks.holds[block] = ("result", spec.key)
+            results[job] = JobResult([*range(k - 1), tokens - 1], {"seconds": 0.1})
+            del self.jobs[job]
+        told = WorkerMessage(results)
+        if late and self.random.random() < 0.5:  # as under asynchronous scheduling
+            self.late, told = told, getattr(self, "late", WorkerMessage())
+        self.side.worker_message(told)
+
+    def _check(self, request: Asked) -> None:
+        """The blocks of its prompt hold its own job's result, or what vLLM wrote itself."""
+        tracked = self.side.tracked[request.name]
+        if tracked.outcome is None or tracked.notes:
+            return
+        for block in request.blocks[: (len(request.ids) - 1) // SIZE]:
+            assert self.blocks.holds[block] == ("result", tracked.plan.spec.key), request.name
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("seed", range(40))
+def test_everything_is_served_and_nothing_is_left(seed, caching, late):
+    pick = random.Random(seed)
+    total = pick.randrange(45, 90)
+    engine = Scheduler(total, caching, seed)
+    count, steps = pick.randrange(4, 16), 0
+    for number in range(count):
+        kind = pick.choice(["ours", "ours", "plain", "whole", "short"])
+        length = pick.randrange(10, 250) if kind == "short" else pick.randrange(300, 1200)
+        options = {"plain": {"enabled": False}, "whole": {"ratio": 1.0}}.get(kind, {})
+        engine.add(f"{kind} {number}", length, pick.randrange(1, 120), **options)
+        for _ in range(pick.randrange(0, 4)):
+            engine.step(late=late)
+        if engine.waiting and pick.random() < 0.15:  # a client hangs up
+            gone = engine.waiting.pop(pick.randrange(len(engine.waiting)))
+            engine.served[gone.name] = engine.side.finished(gone.name, 0)
+        if pick.random() < 0.1:
+            for request in list(engine.running):
+                engine.running.remove(request)
+                engine._preempt(request)
+            engine.blocks.clear()
+            engine.blocks.cached.clear()
+    while len(engine.served) < count:
+        engine.step(late=late)
+        steps += 1
+        assert steps < 5000, (engine.waiting, engine.running, engine.side.board.entries)
+    for _ in range(3):
+        engine.step(late=False)
+    assert not engine.side.tracked
+    assert not engine.side.board.entries
+    assert not engine.jobs
+    assert engine.blocks.free == total
