@@ -6,6 +6,7 @@ import pytest
 
 from qm_vllm import QuickMergeConfig
 from qm_vllm.engine.facts import refuse
+from qm_vllm.engine.worker import QuickMergeWorkerMixin
 from qm_vllm_patches import checks
 from tests.engines import engine, make_tiny_model, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
@@ -52,6 +53,13 @@ def test_decoder_without_adapter(tmp_path):
 def test_unsupported_settings_are_refused_with_a_sentence(changes, word):
     refusal = refuse(settings(**changes))
     assert (refusal is None) if word is None else (word in refusal)
+
+
+def test_a_worker_without_our_connector_is_refused():
+    """As inside vLLM's MultiConnector, where ours is not the engine's own."""
+    inside = type("MultiConnector", (), {})()
+    with pytest.raises(RuntimeError, match=r"needs QuickMergeConnector .* not MultiConnector"):
+        QuickMergeWorkerMixin().model_loaded(inside, settings(), None, None)
 
 
 def test_a_vllm_that_does_not_fit_is_refused_with_a_sentence(monkeypatch):

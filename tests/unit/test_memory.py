@@ -6,6 +6,7 @@ The KV cache's arithmetic is vLLM's own: its page sizes and its check at start.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,8 @@ LENGTHS = (32_768, 131_072)
 UTILISATION, ACTIVATIONS = 0.92, 1.5 * GIB
 """vLLM's default share of a card; room for a forward pass and CUDA graphs, equal for both."""
 RATIO = 0.4
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+FIRST, LAST = "<!-- begin: source tokens -->", "<!-- end: source tokens -->"
 
 
 class Kv:
@@ -204,6 +207,12 @@ def table() -> str:
                 )
                 lines.append(f"| {name} | {card} | {longest:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def test_the_page_holds_this_table():
+    text = PAGE.read_text(encoding="utf-8")
+    inside = text.split(FIRST)[1].split(LAST)[0]
+    assert inside.strip() == table(), "python tests/unit/test_memory.py prints it"
 
 
 if __name__ == "__main__":
