@@ -109,7 +109,7 @@ class QuickMergeConfig:
     # --- stage 1: saliency -------------------------------------------------------------------
     saliency: str = option(
         "auto", check=partial(checks.choice, allowed=SALIENCIES), by=RESEARCH,
-        help="What scores a token: query, entropy, norm or ned; auto: query, or entropy if "
+        help=f"What scores a token: {', '.join(SALIENCIES[1:])}; auto: query, or entropy if "
              "query_visible is false",
     )
     query_visible: bool = option(

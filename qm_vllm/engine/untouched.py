@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qm_vllm.compress import needs
+from qm_vllm.compress import SALIENCIES, needs
 from qm_vllm.config import QuickMergeConfig
 
 
@@ -34,10 +34,11 @@ def without_layers(config: QuickMergeConfig) -> QuickMergeConfig:
         )
     if config.saliency == "auto":
         config = replace(config, saliency="entropy")
+    blind = [name for name, score in SALIENCIES.items() if "attention" not in score.needs]
     if "attention" in needs(config):
         raise Untouched(
             "no_attention",
-            f"saliency={config.saliency!r} needs attention, and this model has no adapter; "
-            "use 'auto', 'entropy', 'norm' or 'ned'",
+            f"saliency={config.saliency!r} needs attention, and this model has no adapter; use "
+            f"{', '.join(('auto', *blind))}",
         )
     return config

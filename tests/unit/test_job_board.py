@@ -154,7 +154,7 @@ def test_only_the_first_in_the_queue_holds_blocks():
     board, pool = JobBoard(4), Pool(100)
     board.blocks = pool
     others = pool.take(60)
-    join(board, "a", blocks=70, kept=20)
+    join(board, "a", blocks=60, kept=20)
     assert board.take_new() == []
     assert pool.free == 0
     board.join(spec("z", 3, SIZE), demand(blocks=30, kept=10), "rz", urgent=True)

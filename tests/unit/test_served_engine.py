@@ -17,7 +17,7 @@ from tests.unit.fake_server import MODEL, application, engine_settings
 def test_what_an_application_says_of_its_engine():
     config = QuickMergeConfig(ratio=0.3)
     found = served_engine({"app": application(config)}, "quickmerge")
-    assert found == ServedEngine(config.to_dict(), MODEL, 4096)
+    assert found == ServedEngine(config.to_dict(), MODEL)
     assert served_engine({"app": application(config)}, "other").options == {}
     for app in (None, object(), SimpleNamespace(state=SimpleNamespace()), application(None)):
         assert served_engine({"app": app}, "quickmerge") is None

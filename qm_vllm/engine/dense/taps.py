@@ -50,19 +50,29 @@ class LayerRecord:
 
 
 class RotaryTap(nn.Module):
-    """Applies the layer's rotary embedding; :attr:`plain` are the keys as they were before it."""
+    """Applies the layer's rotary embedding.
+
+    Attributes:
+        plain: the keys as they were before it.
+        failure: as of :class:`AttentionTap`, which hands it on.
+    """
 
     def __init__(self, rotary: Callable[..., Any], *, keep: bool) -> None:
         super().__init__()
         self.own, self.keep = [rotary], keep
         self.plain: torch.Tensor | None = None
+        self.failure: Exception | None = None
 
     def forward(
         self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.keep:
-            self.plain = key.clone()  # the rotation may be in place
-        rotated: tuple[torch.Tensor, torch.Tensor] = self.own[0](positions, query, key)
+        try:
+            if self.keep:
+                self.plain = key.clone()  # the rotation may be in place
+            rotated: tuple[torch.Tensor, torch.Tensor] = self.own[0](positions, query, key)
+        except Exception as problem:
+            self.failure = problem
+            return query, key
         return rotated
 
 
@@ -100,6 +110,8 @@ class AttentionTap(nn.Module):
     ) -> torch.Tensor:
         heads, kv_heads, size = self.shape
         rows, rotary = query.shape[0], self._rotary[0]
+        if rotary is not None and rotary.failure is not None:
+            raise rotary.failure
         query = query.reshape(rows, heads, size)
         key, value = key.reshape(rows, kv_heads, size), value.reshape(rows, kv_heads, size)
         if self.record.sink is not None:

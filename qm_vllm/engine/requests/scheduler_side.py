@@ -73,13 +73,17 @@ class SchedulerSide:
         if problem and self.facts.no_inject is None:
             logger.warning("qm_vllm: the model's layers cannot be run: %s", problem)
         logger.info(
-            "qm_vllm: %.1f MiB are set aside for compression jobs: prompts up to %s tokens",
+            "qm_vllm: %.1f MiB are set aside for compression jobs: prompts of up to %s tokens",
             bound / 2**20, f"{self._longest(bound):,}",
         )
 
     def _longest(self, bound: int) -> int:
-        limit = min(self.facts.max_model_len, self.room.max_tokens or self.facts.max_model_len)
-        return longest_job(self.config, self.facts.shape, bound, limit)
+        limits = [self.facts.max_model_len]
+        if self.room.max_tokens is not None:
+            limits.append(self.room.max_tokens)
+        if self.room.blocks is not None:
+            limits.append(self.room.blocks * self.facts.block_size)
+        return longest_job(self.config, self.facts.shape, bound, min(limits))
 
     # --- arrival ---------------------------------------------------------------------------
     def arrived(self, arrival: Arrival) -> None:
@@ -251,6 +255,10 @@ class SchedulerSide:
         self.idle_steps = 0
         self.board.stop_collecting()
         for entry in held:
+            for tracked in map(self.tracked.__getitem__, sorted(entry.users)):
+                tracked.stalls += 1
+                if tracked.stalls == PATIENCE:  # a long answer before a preemption takes its place
+                    self._fail(tracked, "there are too few KV blocks to deliver its result")
             self.board.drop(entry.spec.key)
 
     # --- end -------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ class Tracked:
         reason: why it is untouched; None while pending or compressed.
         skipped_cache: it did not want the prefix cache to be read.
         allocated: it has got blocks, so its prompt can no longer change.
+        stalls: how often its result was dropped because nothing moved.
     """
 
     arrival: Arrival
@@ -29,6 +30,7 @@ class Tracked:
     cached: bool = False
     skipped_cache: bool = False
     allocated: bool = False
+    stalls: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
