@@ -5,12 +5,15 @@ A signature fits if it accepts what is passed, whatever else it has.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
 from qm_vllm_patches.symbols import (
+    ATTRIBUTES,
     BELOW_VERSION,
     CALLS,
     CONNECTOR,
@@ -39,7 +42,7 @@ def check() -> list[Finding]:
     Raises:
         ImportError: vLLM is not installed.
     """
-    return [_version(), *_names(), *_hooks(), *_calls(), _resize()]
+    return [_version(), *_names(), *_attributes(), *_hooks(), *_calls(), _resize()]
 
 
 def missing_optional() -> list[str]:
@@ -81,6 +84,36 @@ def _names() -> list[Finding]:
         detail = f"lacks {', '.join(missing)}" if missing else f"used in {used_in}"
         findings.append(Finding(module, not missing, detail))
     return findings
+
+
+def _attributes() -> list[Finding]:
+    """Whether the classes that are imported still have what is read from them."""
+    findings = []
+    for module, (names, _) in IMPORTS.items():
+        for name in names:
+            found, wanted = _find(module, name), ATTRIBUTES.get(name)
+            if module in PLATFORMS or wanted is None or not isinstance(found, type):
+                continue
+            missing = sorted(set(wanted) - _members(found))
+            detail = f"lacks {', '.join(missing)}" if missing else f"{len(wanted)} attributes"
+            findings.append(Finding(name, not missing, detail))
+    return findings
+
+
+def _members(owner: type) -> set[str]:
+    """Names on a class, its annotations, and what its methods assign to ``self``."""
+    names = set(dir(owner))
+    for base in owner.__mro__[:-1]:
+        names |= set(getattr(base, "__annotations__", {}))
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError, SyntaxError):  # made by C, or by a library at run time
+            continue
+        names |= {
+            node.attr for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        }
+    return names
 
 
 def _hooks() -> list[Finding]:

@@ -2,7 +2,8 @@
 
 A test walks the syntax trees: a name that is imported, or an attribute that is read from one of
 the classes below, and is not listed here fails it, and so does a listed one that nobody uses.
-:mod:`.checks` looks each of them up when an engine starts.
+:mod:`.checks` looks up what an engine needs when it starts: imports, the attributes of the classes
+among them, hooks and calls. What models and layers are made of is looked at when one is loaded.
 
 A vLLM that names something otherwise is served by a branch in the file that uses it; what differs
 between versions is nobody else's business.
