@@ -192,6 +192,7 @@ def _of_the_language() -> set[str]:
     import hashlib
     import inspect
     import logging
+    import textwrap
 
     import torch
 
@@ -200,7 +201,8 @@ def _of_the_language() -> set[str]:
         torch.nn.Module(), torch.nn.functional, torch.distributed, torch.ops,
         argparse.ArgumentParser, inspect,
         inspect.Parameter, inspect.Signature, logging, logging.Logger, importlib, property,
-        hashlib, hashlib.sha256(),
+        hashlib, hashlib.sha256(), ast, ast.Attribute(ast.Name(), "a", ast.Load()), textwrap,
+        type,
     ]
     names = {name for holder in holders for name in dir(holder)}
     # Kernels of vLLM's own library, Prometheus, ASGI, transformers' configuration, our messages.
