@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from qm_vllm.engine.messages import JobSpec
+from qm_vllm_patches.requests import RequestHandle
 
+PATIENCE = 3
+"""Steps without any work after which results let go of their blocks."""
 SPARE = 100
 """A hundredth of the blocks is left to requests that run and grow."""
 
@@ -22,6 +25,13 @@ class Blocks(Protocol):
     def free(self) -> int: ...
     def take(self, count: int) -> list[int]: ...
     def give_back(self, ids: Sequence[int]) -> None: ...
+
+
+class Store(Blocks, Protocol):
+    """The engine's KV blocks, and its prefix cache (``qm_vllm_patches.block_pool``)."""
+
+    def publish(self, handle: RequestHandle, ids: Sequence[int]) -> None: ...
+    def on_reset(self, callback: Callable[[], None]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class JobBoard:
         self.blocks: Blocks | None = None
         self._releases: list[int] = []
         self._next_id = 1
-        self._levels = (0, 0)
+        self._levels, self._idle_steps = (0, 0), 0
 
     def live(self) -> int:
         """Jobs that were sent and whose result was not delivered."""
@@ -158,8 +168,22 @@ class JobBoard:
         for key in self.queue:
             self._give_back(self.entries[key], 0)
 
-    def undelivered(self) -> list[BoardEntry]:
-        """Jobs that have ended and hold blocks until their requests are scheduled."""
+    def stalled(self, scheduled_tokens: int) -> list[BoardEntry]:
+        """Results that must let go of their blocks, because nothing has moved for some steps.
+
+        vLLM serves its queue in order. A request at its head that finds too few free blocks holds
+        up the ones behind it, whose results hold the blocks that it wants. What was published is
+        found in the prefix cache as long as nobody needs its place; else the job runs again.
+
+        Args:
+            scheduled_tokens: that vLLM runs in this step.
+        """
+        moves = scheduled_tokens or any(entry.running for entry in self.entries.values())
+        self._idle_steps = 0 if moves else self._idle_steps + 1
+        if self._idle_steps < PATIENCE:
+            return []
+        self._idle_steps = 0
+        self.stop_collecting()
         return [entry for entry in self.entries.values() if entry.done and entry.blocks]
 
     def take_new(self, growing: int = 0) -> list[JobSpec]:

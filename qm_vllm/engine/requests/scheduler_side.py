@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.memory import longest_job
 from qm_vllm.engine.messages import BlockCopy, JobResult, StepMessage, WorkerMessage, WorkerStart
-from qm_vllm.engine.requests.job_board import Blocks, BoardEntry, JobBoard
+from qm_vllm.engine.requests.job_board import PATIENCE, BoardEntry, JobBoard, Store
 from qm_vllm.engine.requests.memo import Memo, Outcome
 from qm_vllm.engine.requests.minute_line import MinuteLine
 from qm_vllm.engine.requests.planning import Room, plan_request
@@ -23,19 +23,9 @@ from qm_vllm.engine.requests.tally import Tally
 from qm_vllm.engine.requests.tracked import Tracked, chained_salt
 from qm_vllm.engine.untouched import Untouched
 from qm_vllm_patches.log import get_logger
-from qm_vllm_patches.requests import Arrival, RequestHandle
+from qm_vllm_patches.requests import Arrival
 
 logger = get_logger(__name__)
-
-PATIENCE = 3
-"""Steps without any work after which held blocks are let go."""
-
-
-class Store(Blocks, Protocol):
-    """The engine's KV blocks, and its prefix cache (``qm_vllm_patches.block_pool``)."""
-
-    def publish(self, handle: RequestHandle, ids: Sequence[int]) -> None: ...
-    def on_reset(self, callback: Any) -> None: ...
 
 
 class SchedulerSide:
@@ -50,7 +40,6 @@ class SchedulerSide:
         self.tracked: dict[str, Tracked] = {}
         self.copies: list[BlockCopy] = []
         self.served: list[tuple[str, str]] = []
-        self.idle_steps = 0
         self.tally = Tally()
         self.minute = MinuteLine()
         if config.enabled and config.delivery == "inject" and facts.no_inject:
@@ -235,26 +224,14 @@ class SchedulerSide:
         served, self.served = self.served, []
         for key, request_id in served:
             self.board.leave(key, request_id)
-        self._watch(scheduled_tokens)
+        self._let_go(self.board.stalled(scheduled_tokens))
         if self.board.changed():
             self.tally.level(jobs_waiting=len(self.board.queue), jobs_live=self.board.live())
         return message
 
-    def _watch(self, scheduled_tokens: int) -> None:
-        """Let go of all blocks if nothing moves.
-
-        vLLM serves its queue in order. A request at its head that finds too few free blocks holds
-        up the ones behind it, whose results hold the blocks that it wants. What was published is
-        found in the prefix cache as long as nobody needs its place; else the job runs again.
-        """
-        held = self.board.undelivered()
-        moves = scheduled_tokens or any(entry.running for entry in self.board.entries.values())
-        self.idle_steps = 0 if moves else self.idle_steps + 1
-        if self.idle_steps < PATIENCE:
-            return
-        self.idle_steps = 0
-        self.board.stop_collecting()
-        for entry in held:
+    def _let_go(self, entries: Sequence[BoardEntry]) -> None:
+        """Drop results for which nothing moves; a request that was served from one asks again."""
+        for entry in entries:
             for tracked in map(self.tracked.__getitem__, sorted(entry.users)):
                 tracked.stalls += 1
                 if tracked.stalls == PATIENCE:  # a long answer before a preemption takes its place
