@@ -13,6 +13,8 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
 from qm_vllm_patches.kv_cache import ROWS
 
+LEAST = 64 << 20
+"""Bytes for jobs where they are not taken from the KV cache, however small that is."""
 AT_ONCE = 8 << 20
 """Bytes of attention weights of the last queries that one call makes; at least one head's."""
 

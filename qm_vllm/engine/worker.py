@@ -23,18 +23,18 @@ class QuickMergeWorkerMixin(WorkerHooks):
         """A share of the KV cache's memory; beside it where nobody measured what is free."""
         from qm_vllm.engine.connector import configured
         from qm_vllm.engine.facts import decoder_shape
-        from qm_vllm.engine.memory import bound_kept, job_bytes, memory_to_keep
+        from qm_vllm.engine.memory import LEAST, memory_to_keep
 
         config, shape = configured(settings), decoder_shape(settings)
-        longest = min(settings.max_model_len, config.max_source_tokens or settings.max_model_len)
         if profiled:
+            longest = min(
+                settings.max_model_len, config.max_source_tokens or settings.max_model_len
+            )
             self._job_bytes = memory_to_keep(
                 config, shape, available, longest=longest, block_size=settings.block_size
             )
         else:  # the KV cache was given its size, so this is not taken from it
-            share = int(config.job_memory_share * available)
-            wanted = job_bytes(config, shape, longest, bound_kept(config, longest))
-            self._job_bytes = min(wanted, share)
+            self._job_bytes = max(int(config.job_memory_share * available), LEAST)
         logger.info(
             "qm_vllm: compression jobs hold at most %.1f MiB at once, %s", self._job_bytes / 2**20,
             "which are taken from the KV cache" if profiled else "beside the KV cache",
