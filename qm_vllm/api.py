@@ -12,7 +12,6 @@ CONNECTOR_MODULE = "qm_vllm.engine.connector"
 CONNECTOR_NAME = "QuickMergeConnector"
 WORKER_CLASS = "qm_vllm.engine.worker.QuickMergeWorker"
 MIDDLEWARE = "qm_vllm.http_options.RefuseBadOptions"
-CONFIG_KEY = REPORT_KEY
 
 
 def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:
             "kv_connector_module_path": CONNECTOR_MODULE,
             "kv_role": "kv_consumer",
             "kv_load_failure_policy": "fail",
-            "kv_connector_extra_config": {CONFIG_KEY: (config or QuickMergeConfig()).to_dict()},
+            "kv_connector_extra_config": {REPORT_KEY: (config or QuickMergeConfig()).to_dict()},
         },
         "worker_cls": WORKER_CLASS,
     }

@@ -13,9 +13,9 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
-from qm_vllm.api import CONFIG_KEY
 from qm_vllm.client_rules import ClientRules
 from qm_vllm.config import ConfigError
+from qm_vllm.reports import REPORT_KEY
 from qm_vllm.request_options import check_ranges, parse_request_args
 from qm_vllm_patches.server import served_engine
 
@@ -83,7 +83,7 @@ class RefuseBadOptions:
     def _rules_of(self, scope: Any) -> ClientRules:
         """The rules of the engine behind a request; those of the defaults where none is seen."""
         if self._rules is None:
-            engine = served_engine(scope, CONFIG_KEY)
+            engine = served_engine(scope, REPORT_KEY)
             if engine is None:
                 return ClientRules.of({}, None)
             self._rules = ClientRules.of(engine.options, engine.text_config)

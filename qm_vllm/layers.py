@@ -24,11 +24,15 @@ def resolve_layers(config: QuickMergeConfig, num_layers: int) -> tuple[int, tupl
         num_layers: layers of the model.
 
     Raises:
-        ConfigError: E is more than the model has, or a score layer lies above E.
+        ConfigError: E or the window is more than the model has, or a score layer lies above E.
     """
     depth = encoder_depth(config, num_layers)
     if depth > num_layers:
         raise ConfigError(f"encoder_layers={depth} is more than the model's {num_layers} layers")
+    if config.window_layers is not None and config.window_layers > num_layers:
+        raise ConfigError(
+            f"window_layers={config.window_layers} is more than the model's {num_layers} layers"
+        )
     score = config.score_layers or entropy.score_layers(num_layers)
     if config.score_layers is None and score[1] > depth:
         score = (max(0, depth - 1), depth)

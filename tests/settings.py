@@ -22,7 +22,7 @@ def settings(**changes: Any) -> EngineSettings:
         "hidden_size": 128, "num_layers": 6, "num_heads": 4, "num_kv_heads": 2, "head_size": 32,
         "dtype": None,
         "value_bytes": 4, "cache_bytes": 4, "quantised": False, "block_size": 32,
-        "max_model_len": 4096, "identity": ("tiny",), "tensor_parallel": 1,
+        "max_model_len": 4096, "identity": ("tiny",),
         "pipeline_parallel": 1, "context_parallel": 1, "data_parallel": 1,
         "expert_parallel": False, "is_moe": False, "uses_mla": False, "has_lora": False,
         "speculative": False, "prefix_caching": True,

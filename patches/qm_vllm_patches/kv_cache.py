@@ -20,11 +20,9 @@ class Layout:
 
     Attributes:
         places: int64 [2, block_size, KVH, D]: offset of each key and value within a block.
-        numbers: of one block.
     """
 
     places: torch.Tensor
-    numbers: int
 
 
 class PagedCache:
@@ -129,7 +127,7 @@ class PagedCache:
             return None
         places = torch.empty(elements, dtype=torch.int64, device=cache.device)
         places[found[offsets]] = offsets
-        return Layout(places.view(shape), cache[0].numel())
+        return Layout(places.view(shape))
 
 
 def slots_of(

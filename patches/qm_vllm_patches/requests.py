@@ -55,11 +55,6 @@ class RequestHandle:
         """It has computed or generated something, or holds blocks."""
         return bool(self.request.num_computed_tokens or self.request.num_output_tokens)
 
-    @property
-    def answered(self) -> bool:
-        """It has generated tokens."""
-        return bool(self.request.num_output_tokens)
-
     def resize(self, token_ids: Sequence[int], salt: str | None) -> None:
         """Replace the prompt.
 

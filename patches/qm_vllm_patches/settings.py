@@ -45,7 +45,6 @@ class EngineSettings:
     block_size: int
     max_model_len: int
     identity: tuple[Any, ...]
-    tensor_parallel: int
     pipeline_parallel: int
     context_parallel: int
     data_parallel: int
@@ -65,12 +64,10 @@ class CacheFacts:
     Attributes:
         groups: of layers with block tables of their own.
         block_bytes: of one block over all layers of this rank.
-        num_blocks: all of them.
     """
 
     groups: int
     block_bytes: int
-    num_blocks: int
 
 
 def read_settings(config: VllmConfig) -> EngineSettings:
@@ -96,7 +93,6 @@ def read_settings(config: VllmConfig) -> EngineSettings:
         block_size=cache.block_size,
         max_model_len=model.max_model_len,
         identity=(model.model, model.revision, str(own), cache.cache_dtype, model.quantization),
-        tensor_parallel=parallel.tensor_parallel_size,
         pipeline_parallel=parallel.pipeline_parallel_size,
         context_parallel=max(
             parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size
@@ -120,7 +116,6 @@ def read_cache(config: KVCacheConfig) -> CacheFacts:
         block_bytes=sum(
             group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in groups
         ),
-        num_blocks=config.num_blocks,
     )
 
 

@@ -92,7 +92,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "SchedulerOutput": ("total_num_scheduled_tokens",),
     "KVConnectorOutput": ("kv_connector_worker_meta",),
     "KVConnectorRole": ("SCHEDULER",),
-    "KVCacheConfig": ("kv_cache_groups", "num_blocks"),
+    "KVCacheConfig": ("kv_cache_groups",),
     "VllmConfig": (
         "cache_config", "kv_transfer_config", "lora_config", "model_config", "parallel_config",
         "speculative_config",
@@ -104,7 +104,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "ParallelConfig": (
         "data_parallel_size", "decode_context_parallel_size", "enable_expert_parallel",
-        "pipeline_parallel_size", "prefill_context_parallel_size", "tensor_parallel_size",
+        "pipeline_parallel_size", "prefill_context_parallel_size",
     ),
     "CacheConfig": (
         "block_size", "cache_dtype", "enable_prefix_caching", "kv_cache_memory_bytes",

@@ -89,7 +89,7 @@ def test_source_tokens_of_running_jobs_are_bounded_and_nobody_is_overtaken():
         join(board, key, tokens)
     (sent,) = board.take_new()
     assert board.take_new() == []
-    board.finish(sent.id, 5, SIZE)  # its result waits for its request, its states are gone
+    board.finish(sent.id, 5)  # its result waits for its request, its states are gone
     assert keys(board.take_new()) == ["b", "c"]
 
 
@@ -98,7 +98,7 @@ def test_a_job_longer_than_the_bound_runs_alone():
     join(board, "a", 50)
     join(board, "b", 300)
     (sent,) = board.take_new()
-    board.finish(sent.id, 5, SIZE)
+    board.finish(sent.id, 5)
     assert keys(board.take_new()) == ["b"]
 
 
@@ -108,7 +108,7 @@ def test_bytes_of_running_jobs_are_bounded():
         join(board, key, size=size)
     (sent,) = board.take_new()
     assert board.take_new() == []
-    board.finish(sent.id, 5, SIZE)
+    board.finish(sent.id, 5)
     assert keys(board.take_new()) == ["b", "c"]
 
 
@@ -119,7 +119,7 @@ def test_a_job_gets_blocks_for_its_prompt_and_keeps_those_of_its_result():
     (sent,) = board.take_new()
     assert len(sent.blocks) == 20
     assert pool.free == 80
-    entry = board.finish(sent.id, 8 * SIZE + 1, SIZE)
+    entry = board.finish(sent.id, 8 * SIZE + 1)
     assert entry.blocks == list(sent.blocks[:8])
     assert pool.free == 92
     board.leave("a", "ra")
@@ -131,7 +131,7 @@ def test_a_failed_job_keeps_no_block():
     board.blocks = pool
     join(board, "a", blocks=20, kept=8)
     (sent,) = board.take_new()
-    assert board.finish(sent.id, 0, SIZE).blocks == []
+    assert board.finish(sent.id, 0).blocks == []
     assert pool.free == 100
 
 
@@ -173,7 +173,7 @@ def test_one_that_collects_makes_way_for_results_that_wait():
     join(board, "b", blocks=40, kept=5)
     assert board.take_new() == []
     assert pool.free == 0
-    board.finish(sent.id, 30 * SIZE, SIZE)
+    board.finish(sent.id, 30 * SIZE)
     assert board.take_new() == []
     assert pool.free == 1
 
@@ -213,9 +213,9 @@ def test_a_late_result_of_an_aborted_run_is_not_that_of_an_equal_one():
     join(board, "a")
     (second,) = board.take_new()
     assert first.id != second.id
-    assert board.finish(first.id, 5, SIZE) is None
+    assert board.finish(first.id, 5) is None
     assert not board.entries["a"].done
-    assert board.finish(second.id, 5, SIZE) is board.entries["a"]
+    assert board.finish(second.id, 5) is board.entries["a"]
 
 
 def test_a_restart_runs_everything_again_in_order_with_other_ids():
@@ -224,14 +224,14 @@ def test_a_restart_runs_everything_again_in_order_with_other_ids():
     for key in "abc":
         join(board, key, blocks=10, kept=4)
     first = board.take_new()
-    board.finish(first[0].id, 4 * SIZE + 1, SIZE)
+    board.finish(first[0].id, 4 * SIZE + 1)
     board.restart()
     assert pool.free == 100
     assert board.take_releases() == [one.id for one in first]
     again = board.take_new()
     assert keys(again) == ["a", "b"]
     assert not {one.id for one in first} & {one.id for one in again}
-    assert board.finish(first[1].id, 5, SIZE) is None
+    assert board.finish(first[1].id, 5) is None
     assert {entry.users.pop() for entry in board.entries.values()} == {"ra", "rb", "rc"}
 
 
@@ -252,7 +252,7 @@ def test_no_block_is_lost_or_given_twice(events):
             board.take_releases()
         elif event in ("finish", "fail") and entry is not None and entry.running:
             kept = 0 if event == "fail" else entry.demand.kept * SIZE + 1
-            board.finish(entry.spec.id, kept, SIZE)
+            board.finish(entry.spec.id, kept)
         elif event == "leave":
             board.leave(key, "r" + key)
         elif event == "restart":

@@ -189,10 +189,10 @@ def test_every_attribute_in_the_room_is_ours_or_listed():
 def _of_the_language() -> set[str]:
     """Attributes of Python's own types, of torch and of the modules that the room imports."""
     import argparse
+    import dis
     import hashlib
     import inspect
     import logging
-    import textwrap
 
     import torch
 
@@ -201,7 +201,7 @@ def _of_the_language() -> set[str]:
         torch.nn.Module(), torch.nn.functional, torch.distributed, torch.ops,
         argparse.ArgumentParser, inspect,
         inspect.Parameter, inspect.Signature, logging, logging.Logger, importlib, property,
-        hashlib, hashlib.sha256(), ast, ast.Attribute(ast.Name(), "a", ast.Load()), textwrap,
+        hashlib, hashlib.sha256(), dis, dis.Instruction,
         type,
     ]
     names = {name for holder in holders for name in dir(holder)}

@@ -28,7 +28,6 @@ class Handle:
     salt: str | None = None
     skips_cache: bool = False
     started: bool = False
-    answered: bool = False
 
     def resize(self, token_ids, salt) -> None:
         assert not self.started
@@ -258,7 +257,7 @@ def test_a_preempted_request_keeps_its_tokens_and_says_if_a_redo_differs():
     engine.tell(job1=result())
     engine.start("r")
     engine.step()
-    handle.started, handle.answered = False, True  # preempted; its blocks are gone
+    handle.started = False  # preempted; its blocks are gone
     kept = list(handle.ids)
     engine.store.clear()
     assert handle.ids == kept

@@ -139,7 +139,7 @@ class Scheduler:
 
     def _preempt(self, request: Asked) -> None:
         self.blocks.give_back(request.blocks)
-        request.blocks, request.started, request.answered = [], False, request.written > 0
+        request.blocks, request.started = [], False
         self.waiting.insert(0, request)
 
     def _admit(self) -> int:

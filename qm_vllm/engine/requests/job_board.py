@@ -137,7 +137,7 @@ class JobBoard:
             self.queue.remove(key)
         self._stop(entry)
 
-    def finish(self, job_id: int, kept: int, block_size: int | None) -> BoardEntry | None:
+    def finish(self, job_id: int, kept: int) -> BoardEntry | None:
         """A result came.
 
         Args:
@@ -148,9 +148,8 @@ class JobBoard:
         """
         for entry in self.entries.values():
             if entry.running and entry.spec.id == job_id:
-                entry.done = True
-                used = -(-max(0, kept - 1) // block_size) if block_size else 0
-                self._give_back(entry, used)
+                entry.done, size = True, entry.spec.block_size
+                self._give_back(entry, -(-max(0, kept - 1) // size) if size else 0)
                 return entry
         return None
 

@@ -121,11 +121,6 @@ def _refuse(arrival: Arrival, config: QuickMergeConfig, room: Room) -> None:
 def _layers(config: QuickMergeConfig, facts: EngineFacts) -> tuple[int, tuple[int, int]]:
     if not facts.has_adapter:
         return 0, (0, 0)
-    if config.window_layers is not None and config.window_layers > facts.num_layers:
-        raise ConfigError(
-            f"window_layers={config.window_layers} is more than the model's "
-            f"{facts.num_layers} layers"
-        )
     return resolve_layers(config, facts.num_layers)
 
 

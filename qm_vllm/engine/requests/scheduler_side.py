@@ -14,7 +14,7 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.memory import longest_job
 from qm_vllm.engine.messages import BlockCopy, JobResult, StepMessage, WorkerMessage, WorkerStart
-from qm_vllm.engine.requests.job_board import PATIENCE, BoardEntry, JobBoard, Store
+from qm_vllm.engine.requests.job_board import BoardEntry, JobBoard, Store
 from qm_vllm.engine.requests.memo import Memo, Outcome
 from qm_vllm.engine.requests.minute_line import MinuteLine
 from qm_vllm.engine.requests.planning import Room, plan_request
@@ -26,6 +26,9 @@ from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.requests import Arrival
 
 logger = get_logger(__name__)
+
+MOST_STALLS = 3
+"""How often a result is made again for a request before its kept ids are prefilled."""
 
 
 class SchedulerSide:
@@ -113,13 +116,9 @@ class SchedulerSide:
         self.tally.level(worker_jobs=message.held)
         for job, result in message.results.items():
             kept = 0 if result.error else len(result.kept)
-            entry = self.board.finish(job, kept, self._block_size_of(job))
+            entry = self.board.finish(job, kept)
             if entry is not None:
                 self._ended(entry, result)
-
-    def _block_size_of(self, job: int) -> int | None:
-        sizes = [e.spec.block_size for e in self.board.entries.values() if e.spec.id == job]
-        return sizes[0] if sizes else None
 
     def _ended(self, entry: BoardEntry, result: JobResult) -> None:
         key = entry.spec.key
@@ -234,7 +233,8 @@ class SchedulerSide:
         for entry in entries:
             for tracked in map(self.tracked.__getitem__, sorted(entry.users)):
                 tracked.stalls += 1
-                if tracked.stalls == PATIENCE:  # a long answer before a preemption takes its place
+                # A long answer before a preemption may take the place of the result for good.
+                if tracked.stalls == MOST_STALLS:
                     self._fail(tracked, "there are too few KV blocks to deliver its result")
             self.board.drop(entry.spec.key)
 
@@ -275,8 +275,6 @@ class SchedulerSide:
         Jobs start again, with blocks of their own. A request that has no blocks yet is chosen for
         again; one that was preempted keeps its tokens, and its job must keep the same.
         """
-        self.copies.clear()
-        self.served.clear()
         self.board.restart()
         for tracked in self.tracked.values():
             waits = tracked.outcome is not None and not tracked.arrival.handle.started
