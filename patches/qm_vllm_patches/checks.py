@@ -100,17 +100,16 @@ def _attributes() -> list[Finding]:
 
 
 def _members(owner: type) -> set[str]:
-    """Names on a class, its annotations, and the attributes that its ``__init__`` sets.
+    """Names on a class, its annotations, and the attributes that any of its methods sets.
 
     Read from the compiled code: parsing the sources would take seconds of each start.
     """
     names = set(dir(owner))
     for base in owner.__mro__[:-1]:
         names |= set(vars(base).get("__annotations__", {}))
-        init = vars(base).get("__init__")
-        if inspect.isfunction(init):
+        for method in filter(inspect.isfunction, vars(base).values()):
             names |= {
-                step.argval for step in dis.get_instructions(init) if step.opname == "STORE_ATTR"
+                step.argval for step in dis.get_instructions(method) if step.opname == "STORE_ATTR"
             }
     return names
 
