@@ -11,6 +11,7 @@ from qm_vllm.reports import REPORT_KEY
 CONNECTOR_MODULE = "qm_vllm.engine.connector"
 CONNECTOR_NAME = "QuickMergeConnector"
 WORKER_CLASS = "qm_vllm.engine.worker.QuickMergeWorker"
+SCHEDULER = "qm_vllm_patches.scheduler.make_scheduler"
 MIDDLEWARE = "qm_vllm.http_options.RefuseBadOptions"
 
 
@@ -28,6 +29,7 @@ def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:
             "kv_connector_extra_config": {REPORT_KEY: (config or QuickMergeConfig()).to_dict()},
         },
         "worker_cls": WORKER_CLASS,
+        "scheduler_cls": SCHEDULER,
     }
 
 
@@ -39,6 +41,8 @@ def engine_cli_args(config: QuickMergeConfig | None = None) -> list[str]:
         json.dumps(arguments["kv_transfer_config"]),
         "--worker-cls",
         arguments["worker_cls"],
+        "--scheduler-cls",
+        arguments["scheduler_cls"],
         "--middleware",
         MIDDLEWARE,
     ]

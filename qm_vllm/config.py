@@ -18,7 +18,7 @@ from qm_vllm.presets import with_preset
 SALIENCIES = ("auto", "query", "entropy", "norm", "ned")
 GROUPINGS = ("contiguous", "knn", "chain")
 MERGES = ("weighted", "select", "mean")
-DELIVERIES = ("inject", "prefill")
+DELIVERIES = ("inject", "native", "prefill")
 POSITIONS = ("source", "compact")
 ROLES = ("system", "user", "assistant", "last_user")
 
@@ -158,8 +158,9 @@ class QuickMergeConfig:
     # --- delivery ----------------------------------------------------------------------------
     delivery: str = option(
         "inject", check=partial(checks.choice, allowed=DELIVERIES), by=REQUEST,
-        help="How vLLM gets the result: inject writes the KV of the kept positions; prefill lets "
-             "vLLM prefill the kept tokens, for models without an adapter",
+        help="How vLLM gets the result: inject runs the model's lower layers over the prompt and "
+             "writes the KV of the kept positions; native lets vLLM prefill the prompt and copies "
+             "the KV of the kept ones, for any model; prefill lets vLLM prefill the kept tokens",
     )
     positions: str = option(
         "source", check=partial(checks.choice, allowed=POSITIONS), by=RESEARCH,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qm_vllm_patches.requests import RequestHandle
 
@@ -49,14 +49,20 @@ class BlockStore:
         # In reverse order, so that the tail of a prompt is evicted first.
         self.pool.free_blocks([self.held.pop(one) for one in reversed(ids)])
 
-    def publish(self, handle: RequestHandle, ids: Sequence[int]) -> None:
-        """Make held blocks findable as the first ones of a request's prompt."""
+    def publish(
+        self, handle: RequestHandle, ids: Sequence[int], group: int = 0, first: int = 0
+    ) -> None:
+        """Make held blocks findable as those of a request's prompt.
+
+        Args:
+            group: of the KV cache. first: index in the prompt of the first of these blocks.
+        """
         if not self.pool.enable_caching or not ids:
             return
-        blocks = [self.held[one] for one in ids]
+        blocks: list[Any] = [None] * first + [self.held[one] for one in ids]
         self.pool.cache_full_blocks(
-            request=handle.request, blocks=blocks, num_cached_blocks=0,
-            num_full_blocks=len(blocks), block_size=self.block_size, kv_cache_group_id=0,
+            request=handle.request, blocks=blocks, num_cached_blocks=first,
+            num_full_blocks=len(blocks), block_size=self.block_size, kv_cache_group_id=group,
         )
 
     def on_reset(self, callback: Callable[[], None]) -> None:

@@ -36,16 +36,25 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
+    from qm_vllm_patches.scheduler import Shadows, ShadowStep
+
 
 class SchedulerHalf(Protocol):
     """What the scheduler's process asks; the messages are plain and belong to the two halves."""
 
     def bind_blocks(self, store: BlockStore) -> None: ...
+    def bind_shadows(self, shadows: Shadows) -> None: ...
+    def before_step(self) -> None: ...
+    def shadow_ended(self, shadow: str) -> None: ...
     def workers_started(self, messages: Sequence[Any]) -> None: ...
     def arrived(self, request: Arrival) -> None: ...
     def matched_tokens(self, request_id: str, computed: int) -> int | None: ...
-    def allocated(self, request_id: str, blocks: list[int], external: int) -> None: ...
-    def step_message(self, scheduled_tokens: int) -> Any: ...
+    def allocated(
+        self, request_id: str, blocks: Sequence[list[int]], external: int
+    ) -> None: ...
+    def step_message(
+        self, scheduled_tokens: int, shadows: Sequence[ShadowStep], counts: dict[str, int]
+    ) -> Any: ...
     def worker_message(self, message: Any) -> None: ...
     def finished(self, request_id: str, num_blocks: int) -> dict[str, Any]: ...
     def take_counts(self) -> dict[str, Any] | None: ...
@@ -57,6 +66,7 @@ class WorkerHalf(Protocol):
 
     kv_caches: dict[str, torch.Tensor]
 
+    def begin(self, message: Any) -> None: ...
     def load(self, message: Any) -> None: ...
     def work(self, message: Any) -> None: ...
     def collect(self) -> Any | None: ...
@@ -76,11 +86,12 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        settings = read_settings(vllm_config)
+        self.shadows: Shadows | None = None
+        settings, cache = read_settings(vllm_config), read_cache(kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
-            self.scheduler_side = self.make_scheduler_side(settings, read_cache(kv_cache_config))
+            self.scheduler_side = self.make_scheduler_side(settings, cache)
         else:
-            self.worker_side = self.make_worker_side(settings)
+            self.worker_side = self.make_worker_side(settings, cache)
 
     @abstractmethod
     def make_scheduler_side(
@@ -89,7 +100,7 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
         """The half in the scheduler's process."""
 
     @abstractmethod
-    def make_worker_side(self, settings: EngineSettings) -> WorkerHalf:
+    def make_worker_side(self, settings: EngineSettings, cache: CacheFacts) -> WorkerHalf:
         """The half in a worker."""
 
     @property
@@ -108,23 +119,39 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
         told = [one.message for one in metadata.values() if isinstance(one, StartEnvelope)]
         self.scheduler_side.workers_started(told)
 
+    def bind_shadows(self, shadows: Shadows) -> SchedulerHalf:
+        """The engine's scheduler can prefill prompts for us. Called by :mod:`.scheduler`."""
+        self.shadows = shadows
+        self.scheduler_side.bind_shadows(shadows)
+        return self.scheduler_side
+
+    def _is_shadow(self, request: Request) -> bool:
+        return self.shadows is not None and request.request_id in self.shadows
+
     def on_new_request(self, request: Request) -> None:
-        self.scheduler_side.arrived(arrival(request))
+        if not self._is_shadow(request):
+            self.scheduler_side.arrived(arrival(request))
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
+        if self._is_shadow(request):
+            return 0, False
         return self.scheduler_side.matched_tokens(request.request_id, num_computed_tokens), False
 
     def update_state_after_alloc(
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
-        block_ids = list(blocks.get_block_ids()[0]) if num_external_tokens else []
+        if self._is_shadow(request):
+            return
+        block_ids = blocks.get_block_ids() if num_external_tokens else ()
         self.scheduler_side.allocated(request.request_id, block_ids, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         tokens = scheduler_output.total_num_scheduled_tokens
-        return StepEnvelope(self.scheduler_side.step_message(tokens))
+        steps = [] if self.shadows is None else self.shadows.steps(scheduler_output)
+        counts = dict(scheduler_output.num_scheduled_tokens) if steps else {}
+        return StepEnvelope(self.scheduler_side.step_message(tokens, steps, counts))
 
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         told = connector_output.kv_connector_worker_meta
@@ -134,13 +161,18 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
     def request_finished(
         self, request: Request, block_ids: list[int]
     ) -> tuple[bool, dict[str, Any] | None]:
+        if self.shadows is not None and self._is_shadow(request):
+            self.shadows.forget(request.request_id)
+            self.scheduler_side.shadow_ended(request.request_id)
+            return False, None
         report = self.scheduler_side.finished(request.request_id, len(block_ids))
         return False, {self.REPORT: report}
 
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        return self.request_finished(request, [b for group in block_ids for b in group])
+        # Block 0 stands for those that left the window of a sliding-window group.
+        return self.request_finished(request, [b for group in block_ids for b in group if b])
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
         side = getattr(self, "scheduler_side", None)
@@ -170,6 +202,11 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         return StartEnvelope(self.worker_side.start_message())
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        """The first call of each step; loads may be started only after the forward."""
+        super().bind_connector_metadata(connector_metadata)
+        self.worker_side.begin(self._message())
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         self.worker_side.load(self._message())

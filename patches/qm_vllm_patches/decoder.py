@@ -28,6 +28,7 @@ class AttentionShape:
         name: what vLLM calls the layer, for its KV cache.
         scale: of the logits.
         sliding_window: newest positions that a query sees, its own included; None: all.
+        soft_cap: c of ``c tanh(logits / c)``; 0: none.
     """
 
     name: str
@@ -36,6 +37,7 @@ class AttentionShape:
     head_size: int
     scale: float
     sliding_window: int | None = None
+    soft_cap: float = 0.0
 
     @classmethod
     def of(cls, attn: Any) -> AttentionShape:
@@ -43,6 +45,7 @@ class AttentionShape:
         return cls(
             attn.layer_name, attn.num_heads, attn.num_kv_heads, attn.head_size,
             float(attn.impl.scale), attn.sliding_window,
+            float(getattr(attn.impl, "logits_soft_cap", None) or 0.0),
         )
 
 

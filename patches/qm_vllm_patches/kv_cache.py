@@ -51,22 +51,51 @@ class PagedCache:
         Args:
             blocks: int64 [B], ids in order, on the cache's device.
         """
-        layout, cache = self.layouts[self._kind(attn)], self._flat(attn)
-        places, (_, size, heads, width) = layout.places.flatten(), layout.places.shape
+        keys, values = self._whole(attn, blocks, rows, slice(0, 2))
+        return keys, values
+
+    def keys(self, attn: Any, blocks: torch.Tensor, rows: int) -> torch.Tensor:
+        """The keys of :meth:`read` alone."""
+        return self._whole(attn, blocks, rows, slice(0, 1))[0]
+
+    def rows(
+        self, attn: Any, blocks: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Some rows of a sequence of blocks: keys and values [R, KVH, D].
+
+        Args:
+            blocks: as of :meth:`read`. positions: int64 [R], within the sequence.
+        """
+        cache = self._flat(attn)
+        if not cache.is_contiguous():
+            keys, values = self.read(attn, blocks, blocks.shape[0] * self.block_size)
+            return keys[positions], values[positions]
+        places, flat = self.layouts[self._kind(attn)].places, cache.view(-1)
+        first = (blocks[positions // self.block_size] * cache[0].numel())[:, None, None]
+        slots = positions % self.block_size
+        return flat[first + places[0][slots]], flat[first + places[1][slots]]
+
+    def _whole(
+        self, attn: Any, blocks: torch.Tensor, rows: int, parts: slice
+    ) -> torch.Tensor:
+        """[1 or 2, rows, KVH, D]."""
+        cache, wanted = self._flat(attn), self.layouts[self._kind(attn)].places[parts]
+        places, (count, size, heads, width) = wanted.flatten(), wanted.shape
         out = torch.empty(
-            2, blocks.shape[0] * size, heads, width, dtype=cache.dtype, device=cache.device
+            count, blocks.shape[0] * size, heads, width, dtype=cache.dtype, device=cache.device
         )
         start = 0
         for some in blocks.split(max(1, ROWS // size)):
-            own = cache[some].flatten(1)[:, places].view(-1, 2, size, heads, width)
+            own = cache[some].flatten(1)[:, places].view(-1, count, size, heads, width)
             stop = start + some.shape[0] * size
-            out[:, start:stop] = own.transpose(0, 1).reshape(2, -1, heads, width)
+            out[:, start:stop] = own.transpose(0, 1).reshape(count, -1, heads, width)
             start = stop
-        keys, values = out[:, :rows].unbind()
-        return keys, values
+        return out[:, :rows]
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy whole blocks in all layers."""
+        """Copy whole blocks in all layers; block 0 stands for those that nobody needs."""
+        needed = [i for i, target in enumerate(targets) if target]
+        sources, targets = [sources[i] for i in needed], [targets[i] for i in needed]
         for tensor in self.tensors.values():
             source = torch.tensor(sources, device=tensor.device)
             tensor[torch.tensor(targets, device=tensor.device)] = tensor[source]

@@ -18,7 +18,7 @@ class Arrival:
     Attributes:
         tokens: of the prompt. token_ids: None where it has embeddings instead.
         extra_args: of its sampling parameters; generates: it has such parameters at all.
-        salt: its own cache salt.
+        salt: its own cache salt. lora: name of its adapter.
     """
 
     request_id: str
@@ -30,7 +30,7 @@ class Arrival:
     has_embeddings: bool
     multimodal: bool
     resumable: bool
-    lora: bool
+    lora: str | None
     prompt_logprobs: bool
     handle: RequestHandle
 
@@ -40,6 +40,11 @@ class RequestHandle:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+
+    @property
+    def request_id(self) -> str:
+        """vLLM's id of it."""
+        return str(self.request.request_id)
 
     @property
     def skips_cache(self) -> bool:
@@ -97,7 +102,7 @@ def arrival(request: Request) -> Arrival:
         has_embeddings=ids is None or request.prompt_embeds is not None,
         multimodal=bool(request.mm_features),
         resumable=bool(request.resumable),
-        lora=request.lora_request is not None,
+        lora=None if request.lora_request is None else request.lora_request.lora_name,
         prompt_logprobs=params is not None and params.prompt_logprobs is not None,
         handle=RequestHandle(request),
     )

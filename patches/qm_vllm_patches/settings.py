@@ -27,6 +27,8 @@ class EngineSettings:
             the model computes with.
         identity: what decides the KV of a prompt: model, revision, types.
         has_lora, speculative, is_moe, uses_mla, expert_parallel, prefix_caching: as configured.
+        step_tokens: that one step computes at most.
+        full_graphs: prompts, too, run inside CUDA graphs, where nobody can look on.
     """
 
     options: dict[str, Any]
@@ -54,6 +56,8 @@ class EngineSettings:
     has_lora: bool
     speculative: bool
     prefix_caching: bool
+    step_tokens: int = 2048
+    full_graphs: bool = False
     model: Any = field(repr=False, compare=False, default=None)
 
 
@@ -63,11 +67,19 @@ class CacheFacts:
 
     Attributes:
         groups: of layers with block tables of their own.
-        block_bytes: of one block over all layers of this rank.
+        block_bytes: of one block over all layers that have it, on this rank.
+        kinds: vLLM's names for what the groups keep, and how.
+        block_sizes: tokens of a block, of each group.
+        windows: of each group whose older blocks are let go, its sliding window, else None.
+        layers: the group of each attention layer, by vLLM's name of the layer.
     """
 
     groups: int
     block_bytes: int
+    kinds: tuple[str, ...] = ()
+    block_sizes: tuple[int, ...] = ()
+    windows: tuple[int | None, ...] = ()
+    layers: dict[str, int] = field(default_factory=dict)
 
 
 def read_settings(config: VllmConfig) -> EngineSettings:
@@ -104,18 +116,41 @@ def read_settings(config: VllmConfig) -> EngineSettings:
         has_lora=config.lora_config is not None,
         speculative=config.speculative_config is not None,
         prefix_caching=bool(cache.enable_prefix_caching),
+        step_tokens=config.scheduler_config.max_num_batched_tokens,
+        full_graphs=getattr(config.compilation_config.cudagraph_mode, "name", "") == "FULL",
         model=model,
     )
 
 
 def read_cache(config: KVCacheConfig) -> CacheFacts:
     """Read how the KV cache was laid out."""
+    from vllm.v1.kv_cache_interface import SlidingWindowSpec
+
     groups = config.kv_cache_groups
+    # Layers of one kind but of several sizes share a group under one more specification.
+    inner = [getattr(group.kv_cache_spec, "kv_cache_specs", None) for group in groups]
+    kinds = {
+        type(spec).__name__
+        for group, several in zip(groups, inner, strict=True)
+        for spec in (several.values() if several else [group.kv_cache_spec])
+    }
     return CacheFacts(
         groups=len(groups),
-        block_bytes=sum(
-            group.kv_cache_spec.page_size_bytes * len(group.layer_names) for group in groups
+        # Groups share the pool: a block has room for the layers of the largest.
+        block_bytes=max((
+            group.kv_cache_spec.page_size_bytes * (1 if several else len(group.layer_names))
+            for group, several in zip(groups, inner, strict=True)
+        ), default=0),
+        kinds=tuple(sorted(kinds)),
+        block_sizes=tuple(group.kv_cache_spec.block_size for group in groups),
+        windows=tuple(
+            group.kv_cache_spec.sliding_window
+            if isinstance(group.kv_cache_spec, SlidingWindowSpec) else None
+            for group in groups
         ),
+        layers={
+            name: index for index, group in enumerate(groups) for name in group.layer_names
+        },
     )
 
 

@@ -29,13 +29,13 @@ class WorkerHooks:
         raise NotImplementedError
 
     def model_loaded(
-        self, connector: Any, settings: EngineSettings, model: Any, device: Any
+        self, connector: Any, settings: EngineSettings, model: Any, device: Any, runner: Any
     ) -> None:
         """The model and its KV cache are there.
 
         Args:
             connector: vLLM's KV connector of this worker; None where there is none.
-            model: the loaded torch module.
+            model: the loaded torch module. runner: what vLLM runs it with.
         """
         raise NotImplementedError
 
@@ -55,8 +55,9 @@ class WorkerHooks:
 
         connector = get_kv_transfer_group() if has_kv_transfer_group() else None
         config: Any = self.vllm_config  # type: ignore[attr-defined]
-        model = self.model_runner.get_model()  # type: ignore[attr-defined]
-        self.model_loaded(connector, read_settings(config), model, self.device)  # type: ignore[attr-defined]
+        runner: Any = self.model_runner  # type: ignore[attr-defined]
+        device: Any = self.device  # type: ignore[attr-defined]
+        self.model_loaded(connector, read_settings(config), runner.get_model(), device, runner)
 
 
 def worker_class(name: str, hooks: type[WorkerHooks], module: str) -> type:

@@ -16,7 +16,7 @@ from qm_vllm.presets import PRESET
 from qm_vllm.processor import computes_bf16
 from qm_vllm_patches import llm
 
-OURS = ("--kv-transfer-config", "--worker-cls")
+OURS = ("--kv-transfer-config", "--scheduler-cls", "--worker-cls")
 
 
 @takes_options(PRESET.name, *OPTIONS)

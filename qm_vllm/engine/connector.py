@@ -34,10 +34,10 @@ class QuickMergeConnector(ConnectorBase):
         checks.require()
         return SchedulerSide(config, read_facts(settings, cache))
 
-    def make_worker_side(self, settings: EngineSettings) -> WorkerSide:
+    def make_worker_side(self, settings: EngineSettings, cache: CacheFacts) -> WorkerSide:
         """One for each rank."""
         return WorkerSide(
-            configured(settings), settings.block_size, quantised=settings.quantised
+            configured(settings), settings.block_size, quantised=settings.quantised, facts=cache
         )
 
 

@@ -30,6 +30,12 @@ class EngineFacts:
     shape: DecoderShape
     chat: ChatTurns
     prefix_caching: bool = True
+    no_native: str | None = None
+    """Why the native delivery is impossible here; None if it is possible."""
+    windows: tuple[int | None, ...] = (None,)
+    """Of each KV-cache group whose older blocks are let go, its sliding window, else None."""
+    step_tokens: int = 2048
+    """That one step of the engine computes at most."""
 
 
 def decoder_shape(settings: EngineSettings) -> DecoderShape:
@@ -56,10 +62,6 @@ def refuse(settings: EngineSettings) -> str | None:
         return f"runner {settings.runner!r} is not supported; only text generation is"
     if settings.uses_mla:
         return "multi-head latent attention (MLA) is not supported"
-    if settings.is_moe and (settings.expert_parallel or settings.data_parallel > 1):
-        return "mixture-of-experts with expert or data parallelism is not supported"
-    if settings.has_lora:
-        return "LoRA is not supported yet; start without enable_lora"
     return None
 
 
@@ -78,6 +80,9 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
         shape=decoder_shape(settings),
         chat=ChatTurns(tokenizer),
         prefix_caching=settings.prefix_caching,
+        no_native=_no_native(settings, cache),
+        windows=cache.windows,
+        step_tokens=settings.step_tokens,
     )
 
 
@@ -92,9 +97,33 @@ def _no_inject(settings: EngineSettings, cache: CacheFacts) -> str | None:
         why = f"the model has {cache.groups} KV-cache groups (hybrid attention)"
     elif settings.speculative:
         why = "speculative decoding is on"
+    elif settings.is_moe and (settings.expert_parallel or settings.data_parallel > 1):
+        why = "mixture-of-experts runs with expert or data parallelism"
+    elif settings.has_lora:
+        why = "LoRA is on"
     else:
         return None
-    return f'{why}; use delivery="prefill"'
+    return f'{why}; use delivery="native" or "prefill"'
+
+
+KEYS_AND_VALUES = frozenset({"FullAttentionSpec", "SlidingWindowSpec"})
+"""vLLM's names for caches of keys and values, one pair a token."""
+
+
+def _no_native(settings: EngineSettings, cache: CacheFacts) -> str | None:
+    """What the workers find out about the model itself comes with their first message."""
+    others = sorted(set(cache.kinds) - KEYS_AND_VALUES)
+    if others:
+        return f"layers keep something else than keys and values ({', '.join(others)})"
+    if any(size != settings.block_size for size in cache.block_sizes):
+        return f"KV-cache groups have blocks of {sorted(set(cache.block_sizes))} tokens"
+    if settings.quantised:
+        return "the KV cache is quantised"
+    if settings.speculative:
+        return "speculative decoding is on"
+    if settings.full_graphs:
+        return "cudagraph_mode=FULL hides prefills; use FULL_AND_PIECEWISE, vLLM's default"
+    return None
 
 
 def _special_ids(text_config: Any, tokenizer: Any) -> frozenset[int]:

@@ -84,6 +84,23 @@ def job_bytes(
     return total
 
 
+def native_bytes(
+    config: QuickMergeConfig, shape: DecoderShape, num_tokens: int, kept: int
+) -> int:
+    """The same for a prompt that vLLM prefills: an upper estimate of what compacting it holds.
+
+    The queries of the prompt's end, and the larger of two things: one layer's keys with the
+    attention weights of these queries, and one layer's kept rows twice.
+    """
+    layers = window_layers(config, shape.num_layers)
+    queries = WINDOW_QUERIES * shape.num_heads * shape.head_size * shape.value_bytes * layers
+    row = 4 * WINDOW_QUERIES * num_tokens
+    looking = 3 * min(max(AT_ONCE, row), row * shape.num_heads)
+    keys = num_tokens * shape.pair // 2 + 2 * min(num_tokens, ROWS) * shape.pair
+    scores = 3 * 8 * 6 * num_tokens  # three views in float64, a few times
+    return queries + max(keys + looking, scores, 4 * kept * shape.pair)
+
+
 def memory_to_keep(
     config: QuickMergeConfig, shape: DecoderShape, available: int, *, longest: int, block_size: int
 ) -> int:

@@ -23,7 +23,9 @@ class JobSpec:
         turns: of a conversation, that stay whole.
         kept: what the job kept the first time, if it runs again and must keep the same.
         blocks: of the KV cache, which are the job's alone until its result is delivered: one for
-            each block_size tokens of the prompt. Empty for the prefill delivery.
+            each block_size tokens of the prompt; with the native delivery those of K - 1
+            positions, one KV-cache group's after another's. Empty for the prefill delivery.
+        group_blocks: how many of them each group has; only with the native delivery.
     """
 
     id: int
@@ -37,6 +39,29 @@ class JobSpec:
     turns: tuple[Turn, ...] = ()
     kept: tuple[int, ...] | None = None
     blocks: tuple[int, ...] = ()
+    group_blocks: tuple[int, ...] = ()
+
+    @property
+    def native(self) -> bool:
+        """vLLM prefills the prompt itself."""
+        return self.config.delivery == "native"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step does of a prompt that vLLM prefills for a job.
+
+    Attributes:
+        shadow: vLLM's id of the request that prefills it.
+        start, stop: half-open range of positions that the step computes.
+        blocks: of the whole prompt, of each KV-cache group; empty before the last step.
+    """
+
+    job: int
+    shadow: str
+    start: int
+    stop: int
+    blocks: tuple[list[int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,12 +77,18 @@ class BlockCopy:
 class StepMessage:
     """Scheduler side to worker side.
 
-    Copies are made before the step's forward, releases come before new jobs, which run after it.
+    Copies are made before the step's forward; so begin jobs of the native delivery, which look on.
+    The others run after it, where releases come before new ones.
+
+    Attributes:
+        counts: tokens that vLLM computes of each request, where there is progress to look at.
     """
 
     jobs: list[JobSpec] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
     releases: list[int] = field(default_factory=list)
+    progress: list[Progress] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,10 +103,16 @@ class JobResult:
 
 @dataclass
 class WorkerMessage:
-    """Worker side to scheduler side: results by the job's id, and how many jobs are held."""
+    """Worker side to scheduler side.
+
+    Attributes:
+        results: by the job's id. held: how many jobs the worker holds.
+        broken: requests whose blocks could not be written, where vLLM cannot be told by blocks.
+    """
 
     results: dict[int, JobResult] = field(default_factory=dict)
     held: int = 0
+    broken: list[str] = field(default_factory=list)
 
     def merged(self, other: WorkerMessage) -> WorkerMessage:
         """What two tensor-parallel ranks say together: any failure or difference is an error."""
@@ -86,12 +123,20 @@ class WorkerMessage:
                 results[job] = theirs
             elif not ours.error and ours.kept != theirs.kept:
                 results[job] = JobResult(error="tensor-parallel ranks kept different tokens")
-        return WorkerMessage(results, max(self.held, other.held))
+        broken = sorted({*self.broken, *other.broken})
+        return WorkerMessage(results, max(self.held, other.held), broken)
 
 
 @dataclass(frozen=True)
 class WorkerStart:
-    """What a worker says once: bytes that running jobs may hold, and why layers cannot be run."""
+    """What a worker says once.
+
+    Attributes:
+        job_bytes: that running jobs may hold.
+        problem: why the model's layers cannot be run. native_problem: why the model cannot be
+            served with the native delivery.
+    """
 
     job_bytes: int
     problem: str | None
+    native_problem: str | None = None

@@ -42,7 +42,7 @@ class QuickMergeWorkerMixin(WorkerHooks):
         return self._job_bytes if profiled else 0
 
     def model_loaded(
-        self, connector: Any, settings: EngineSettings, model: Any, device: Any
+        self, connector: Any, settings: EngineSettings, model: Any, device: Any, runner: Any
     ) -> None:
         """Hand the model to our connector.
 
@@ -59,6 +59,7 @@ class QuickMergeWorkerMixin(WorkerHooks):
             )
         connector.worker_side.job_bytes = self._job_bytes
         connector.worker_side.attach_model(model, settings.dtype, device)
+        connector.worker_side.attach_runner(model, runner, device, settings.max_model_len)
 
 
 def __getattr__(name: str) -> Any:

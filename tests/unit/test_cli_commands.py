@@ -52,15 +52,18 @@ def test_serve_puts_our_flags_before_the_users():
     assert arguments[:3] == ["serve", "m", "--kv-transfer-config"]
     transfer = json.loads(arguments[3])
     assert transfer["kv_connector_extra_config"]["quickmerge"]["ratio"] == 0.3
-    assert arguments[4:8] == [
+    assert arguments[4:10] == [
         "--worker-cls", "qm_vllm.engine.worker.QuickMergeWorker",
+        "--scheduler-cls", "qm_vllm_patches.scheduler.make_scheduler",
         "--middleware", "qm_vllm.http_options.RefuseBadOptions",
     ]
     assert arguments[-2:] == ["--port", "8001"]
 
 
 @pytest.mark.parametrize(
-    "flag", ["--worker-cls", "--worker-cls=x", "--kv_transfer_config", "--kv-transfer-config.a=1"]
+    "flag",
+    ["--worker-cls", "--worker-cls=x", "--scheduler-cls=x", "--kv_transfer_config",
+     "--kv-transfer-config.a=1"],
 )
 def test_serve_refuses_flags_that_the_plug_in_sets(flag):
     with pytest.raises(UserError, match="leave it out"):

@@ -47,7 +47,7 @@ class Store(Pool):
     def __post_init__(self) -> None:
         super().__init__(self.total)
 
-    def publish(self, handle, ids) -> None:
+    def publish(self, handle, ids, group=0, first=0) -> None:
         self.published.append((handle, list(ids)))
 
     def on_reset(self, callback) -> None:
@@ -67,7 +67,7 @@ class Engine:
         handle = self.handles[name] = Handle(list(ids), salt, skips_cache)
         self.side.arrived(Arrival(
             name, len(ids), list(ids), request_args(**options), salt, generates=True,
-            has_embeddings=False, multimodal=False, resumable=False, lora=False,
+            has_embeddings=False, multimodal=False, resumable=False, lora=None,
             prompt_logprobs=False, handle=handle,
         ))
         return handle
@@ -87,7 +87,7 @@ class Engine:
         external = self.side.matched_tokens(name, computed)
         if external is not None:
             blocks = list(range(5000, 5000 + -(-len(handle.ids) // BLOCK)))
-            self.side.allocated(name, blocks, external)
+            self.side.allocated(name, [blocks], external)
             handle.started = True
         return external
 

@@ -73,7 +73,7 @@ class Blocks:
                 known = block in self.cached.values()
                 self.queue.insert(len(self.queue) if known else 0, block)
 
-    def publish(self, handle: Asked, ids: list[int]) -> None:
+    def publish(self, handle: Asked, ids: list[int], group: int = 0, first: int = 0) -> None:
         if self.caching:
             self.cached |= {(handle.salt, i): block for i, block in enumerate(ids)}
 
@@ -106,7 +106,7 @@ class Scheduler:
         request = Asked(ids, name=name, wanted=wanted)
         self.side.arrived(Arrival(
             name, length, list(ids), request_args(**options), None, generates=True,
-            has_embeddings=False, multimodal=False, resumable=False, lora=False,
+            has_embeddings=False, multimodal=False, resumable=False, lora=None,
             prompt_logprobs=False, handle=request,
         ))
         self.waiting.append(request)
@@ -155,7 +155,7 @@ class Scheduler:
                 break
             self.blocks.touch(hits)
             request.blocks = hits + self.blocks.take(needed)
-            self.side.allocated(request.name, request.blocks, external)
+            self.side.allocated(request.name, [request.blocks], external)
             for block in request.blocks[len(hits):]:
                 self.blocks.holds[block] = request.name
             request.started = True

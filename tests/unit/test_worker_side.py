@@ -109,7 +109,7 @@ def test_another_connector_is_refused_with_a_sentence(connector):
     """As MultiConnector, inside which ours would never get the model."""
     worker = QuickMergeWorkerMixin()
     with pytest.raises(RuntimeError, match="needs QuickMergeConnector as the engine's KV conn"):
-        worker.model_loaded(connector, settings(), object(), torch.device("cpu"))
+        worker.model_loaded(connector, settings(), object(), torch.device("cpu"), None)
 
 
 @pytest.mark.parametrize(("profiled", "taken"), [(True, True), (False, False)])

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from itertools import pairwise
 
 import torch
 
-from qm_vllm.compress import AttentionError, QueryAttention
+from qm_vllm.compress import AttentionError, QueryAttention, window_weights
 from qm_vllm.engine.dense.attention import DenseAttention, choose_backend
 from qm_vllm.engine.dense.taps import AttentionTap, LayerRecord, RotaryTap, Sink
 from qm_vllm.engine.memory import AT_ONCE
@@ -170,38 +169,11 @@ class DenseRunner:
     def _window(
         self, layer: int, record: LayerRecord
     ) -> Iterator[tuple[torch.Tensor, slice]]:
-        """Softmax weights [H', W, N] of the recorded queries, and the KV heads that they are of.
-
-        As many heads at once as :data:`AT_ONCE` bytes of weights allow, one KV head at least.
-        """
+        """Softmax weights [H', W, N] of the recorded queries, and the KV heads that they are of."""
         assert record.queries is not None
         assert record.rotated_keys is not None
-        attn = self.view.layers[layer].attn
-        window, num_tokens = record.queries.shape[0], record.rotated_keys.shape[0]
-        queries = record.queries.float() * attn.scale
-        grouped = queries.reshape(window, attn.num_kv_heads, -1, attn.head_size)
-        grouped = grouped.permute(1, 2, 0, 3)
-        keys = record.rotated_keys.permute(1, 2, 0)
-        future, each = _future(window, keys.device), grouped.shape[1]
-        row = 4 * window * num_tokens
-        # Whole KV heads as long as these fit, else some of one KV head's queries.
-        share, step = min(each, max(1, AT_ONCE // row)), max(1, AT_ONCE // (row * each))
-        for first in range(0, attn.num_kv_heads, step):
-            heads = slice(first, first + step)
-            for start in range(0, each, share):
-                some = grouped[heads, start : start + share].reshape(
-                    len(grouped[heads]), -1, attn.head_size
-                )
-                logits = torch.bmm(some, keys[heads].float()).reshape(-1, window, num_tokens)
-                logits[:, :, num_tokens - window :].masked_fill_(future, float("-inf"))
-                yield logits.softmax(-1), heads
-
-
-@lru_cache
-def _future(window: int, device: torch.device) -> torch.Tensor:
-    """Which of the last positions come after which: bool [W, W], made once for a device."""
-    with torch.inference_mode(False):
-        return torch.ones(window, window, dtype=torch.bool, device=device).triu(1)
+        scale = self.view.layers[layer].attn.scale
+        return window_weights(record.queries, record.rotated_keys, scale, AT_ONCE)
 
 
 @torch.inference_mode()

@@ -13,9 +13,11 @@ from qm_vllm.engine.dense.runner import DenseRunner, self_check
 from qm_vllm.engine.jobs.compression_job import CompressionJob, share_pass
 from qm_vllm.engine.jobs.job_cache import JobCache
 from qm_vllm.engine.messages import JobResult, JobSpec, StepMessage, WorkerMessage, WorkerStart
+from qm_vllm.engine.native.native_worker import NativeWorker
 from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm_patches.kv_cache import PagedCache
 from qm_vllm_patches.log import get_logger
+from qm_vllm_patches.settings import CacheFacts
 
 logger = get_logger(__name__)
 
@@ -28,12 +30,15 @@ class WorkerSide:
         cache_problem: why no KV can be put into the cache; None if it can.
         job_bytes: that running jobs may hold together.
         quantised: the KV cache stores other numbers than the model computes with.
+        native: jobs whose prompts vLLM prefills.
     """
 
     def __init__(
-        self, config: QuickMergeConfig, block_size: int, *, quantised: bool = False
+        self, config: QuickMergeConfig, block_size: int, *, quantised: bool = False,
+        facts: CacheFacts | None = None,
     ) -> None:
         self.config, self.block_size, self.quantised = config, block_size, quantised
+        self.native = NativeWorker(facts or CacheFacts(1, 0))
         self.runner: DenseRunner | None = None
         self.problem: str | None = "the worker was not given the model (set worker_cls)"
         self.cache_problem: str | None = None
@@ -43,11 +48,13 @@ class WorkerSide:
         self.jobs: dict[int, CompressionJob] = {}
         self.results: dict[int, JobResult] = {}
         self.failed_blocks: set[int] = set()
+        self.broken: list[str] = []
         self._reported = 0
 
     # --- start -----------------------------------------------------------------------------
     def attach_model(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
         """Look into the loaded model; one that does not fit is reported, whatever it is."""
+        self.cache = PagedCache(self.kv_caches, self.block_size)
         chunk = self.config.encoder_chunk_tokens
         try:
             self.runner = DenseRunner(view_decoder(model), dtype, device, chunk)
@@ -64,14 +71,21 @@ class WorkerSide:
             logger.exception("qm_vllm: looking into the model failed")
             self.problem = f"looking into the model failed: {type(error).__name__}: {error}"
         for problem in (self.problem, self.cache_problem):
-            if problem:
+            if problem and self.config.delivery == "inject":
                 logger.warning("qm_vllm: %s", problem)
         if self.problem:
             view = embedding_view(model)
             self.runner = None if view is None else DenseRunner(view, dtype, device, chunk)
 
+    def attach_runner(
+        self, model: Any, runner: Any, device: torch.device, longest: int
+    ) -> None:
+        """Look on while vLLM runs the model, for the native delivery."""
+        assert self.cache is not None
+        self.native.attach(model, runner, self.cache, device, longest)
+
     def _learn_cache(self, runner: DenseRunner) -> str | None:
-        self.cache = PagedCache(self.kv_caches, self.block_size)
+        assert self.cache is not None
         if self.quantised:  # nothing is read back, and numbers are rounded
             return None
         try:
@@ -82,9 +96,20 @@ class WorkerSide:
 
     def start_message(self) -> WorkerStart:
         """What the scheduler side has to know, once."""
-        return WorkerStart(self.job_bytes, self.problem or self.cache_problem)
+        return WorkerStart(
+            self.job_bytes, self.problem or self.cache_problem, self.native.problem
+        )
 
     # --- steps -----------------------------------------------------------------------------
+    def begin(self, message: StepMessage) -> None:
+        """The first call of a step: prompts of the native delivery are looked at from here on."""
+        self.native.release(message.releases)
+        for spec in message.jobs:
+            failed = self.native.take(spec) if spec.native else None
+            if failed is not None:
+                self.results[spec.id] = failed
+        self.native.begin(message)
+
     def load(self, message: StepMessage) -> None:
         """Copy finished results into the blocks of requests that were scheduled in this step."""
         for copy in message.copies:
@@ -93,14 +118,19 @@ class WorkerSide:
                 self.cache.copy(copy.sources, copy.targets)
             except Exception:
                 logger.exception("qm_vllm: copying the KV of %s failed", copy.request_id)
-                self.failed_blocks.update(copy.targets)
+                if self.native.facts.groups > 1:
+                    self.broken.append(copy.request_id)
+                else:
+                    self.failed_blocks.update(copy.targets)
 
     def work(self, message: StepMessage) -> None:
         """Apply releases, take new jobs, and do at most one step's worth of encoder work."""
         for job_id in message.releases:
             self.jobs.pop(job_id, None)
+        self.results.update(self.native.finish())
         for spec in message.jobs:
-            self._take(spec)
+            if not spec.native:
+                self._take(spec)
         if self.runner is None:
             return
         if self.config.encoder_batch and message.jobs:
@@ -162,10 +192,12 @@ class WorkerSide:
 
     def collect(self) -> WorkerMessage | None:
         """Results since the last call and the number of jobs held, or None if nothing changed."""
-        if not self.results and len(self.jobs) == self._reported:
+        held = len(self.jobs) + len(self.native.jobs)
+        if not self.results and not self.broken and held == self._reported:
             return None
-        results, self.results, self._reported = self.results, {}, len(self.jobs)
-        return WorkerMessage(results, self._reported)
+        results, self.results, self._reported = self.results, {}, held
+        broken, self.broken = self.broken, []
+        return WorkerMessage(results, self._reported, broken)
 
     def take_failed_blocks(self) -> set[int]:
         """Blocks whose KV could not be written since the last call."""

@@ -30,7 +30,9 @@ class Blocks(Protocol):
 class Store(Blocks, Protocol):
     """The engine's KV blocks, and its prefix cache (``qm_vllm_patches.block_pool``)."""
 
-    def publish(self, handle: RequestHandle, ids: Sequence[int]) -> None: ...
+    def publish(
+        self, handle: RequestHandle, ids: Sequence[int], group: int = 0, first: int = 0
+    ) -> None: ...
     def on_reset(self, callback: Callable[[], None]) -> None: ...
 
 
@@ -40,9 +42,11 @@ class Demand:
 
     Attributes:
         bytes: of worker memory while it runs.
-        blocks: KV blocks while it runs: one for each block of the prompt; 0 without delivery.
+        blocks: KV blocks that it holds while it runs: one for each block of the prompt, or those
+            of its result where vLLM prefills the prompt; 0 without delivery.
         kept: KV blocks of its result, at most.
-        spare: blocks that a request needs beside these to be served from them.
+        spare: blocks that are needed beside these: by vLLM for the prompt, if it prefills it, or
+            by a request that is served from the result.
     """
 
     bytes: int
@@ -99,11 +103,15 @@ class JobBoard:
         self.blocks: Blocks | None = None
         self._releases: list[int] = []
         self._next_id = 1
-        self._levels, self._idle_steps = (0, 0), 0
+        self._levels, self._idle_steps, self._rest = (0, 0), 0, False
 
     def live(self) -> int:
         """Jobs that were sent and whose result was not delivered."""
         return sum(entry.sent for entry in self.entries.values())
+
+    def running(self) -> set[int]:
+        """Ids of jobs that a worker holds."""
+        return {entry.spec.id for entry in self.entries.values() if entry.running}
 
     def changed(self) -> bool:
         """Whether the numbers of waiting and live jobs differ from the last call's."""
@@ -148,19 +156,28 @@ class JobBoard:
         """
         for entry in self.entries.values():
             if entry.running and entry.spec.id == job_id:
-                entry.done, size = True, entry.spec.block_size
-                self._give_back(entry, -(-max(0, kept - 1) // size) if size else 0)
+                entry.done = True
+                self._give_back(entry, self._result_blocks(entry, kept))
                 return entry
         return None
 
+    @staticmethod
+    def _result_blocks(entry: BoardEntry, kept: int) -> int:
+        if entry.spec.native and kept:
+            return len(entry.blocks)
+        size = entry.spec.block_size
+        return -(-max(0, kept - 1) // size) if size else 0
+
     def restart(self) -> None:
         """What runs or has run is no longer valid: everything goes back into the queue."""
-        again = [entry for entry in self.entries.values() if entry.sent]
-        for entry in again:
+        self._again([entry for entry in self.entries.values() if entry.sent])
+        self.stop_collecting()
+
+    def _again(self, entries: Sequence[BoardEntry]) -> None:
+        for entry in entries:
             self._stop(entry)
             entry.sent = entry.done = False
-        self.queue.extendleft(entry.spec.key for entry in reversed(again))
-        self.stop_collecting()
+        self.queue.extendleft(entry.spec.key for entry in reversed(entries))
 
     def stop_collecting(self) -> None:
         """Give back what jobs in the queue have collected."""
@@ -173,37 +190,46 @@ class JobBoard:
         vLLM serves its queue in order. A request at its head that finds too few free blocks holds
         up the ones behind it, whose results hold the blocks that it wants. What was published is
         found in the prefix cache as long as nobody needs its place; else the job runs again.
+        A prompt that vLLM is to prefill waits in that queue, too, so it goes back into ours.
 
         Args:
             scheduled_tokens: that vLLM runs in this step.
         """
-        moves = scheduled_tokens or any(entry.running for entry in self.entries.values())
+        running = [entry for entry in self.entries.values() if entry.running]
+        moves = scheduled_tokens or not all(entry.spec.native for entry in running)
         self._idle_steps = 0 if moves else self._idle_steps + 1
         if self._idle_steps < PATIENCE:
             return []
         self._idle_steps = 0
+        self._again(running)
         self.stop_collecting()
+        self._rest = True
         return [entry for entry in self.entries.values() if entry.done and entry.blocks]
 
-    def take_new(self, growing: int = 0) -> list[JobSpec]:
-        """Jobs to send to the worker now.
+    def take_new(self, growing: int = 0, *, native: bool = False) -> list[JobSpec]:
+        """Jobs to begin now. The two kinds are taken at different moments of a step, in one order.
 
         Args:
             growing: requests that have blocks and may need more; one is left to each.
+            native: take those whose prompts vLLM prefills, before it schedules a step; else those
+                that a worker encodes, after it.
         """
+        if native and self._rest:  # what holds up vLLM's own queue gets one step to itself
+            self._rest = False
+            return []
         specs: list[JobSpec] = []
-        running = [entry for entry in self.entries.values() if entry.running]
         for key in list(self.queue)[1:]:  # an urgent one may have gone before
             self._give_back(self.entries[key], 0)
-        while self.queue and len(running) < self.max_jobs:
+        while self.queue:
             entry = self.entries[self.queue[0]]
-            if (running and not self._has_room(running, entry)) or not self._lease(entry, growing):
+            if entry.spec.native != native or not self._has_room(entry):
+                break
+            if not self._lease(entry, growing):
                 break
             self.queue.popleft()
             entry.sent = True
             entry.spec = replace(entry.spec, id=self._next_id, blocks=tuple(entry.blocks))
             self._next_id += 1
-            running.append(entry)
             specs.append(entry.spec)
         return specs
 
@@ -212,12 +238,19 @@ class JobBoard:
         releases, self._releases = self._releases, []
         return releases
 
-    def _has_room(self, running: list[BoardEntry], entry: BoardEntry) -> bool:
-        together = [*running, entry]
-        tokens = sum(len(one.spec.token_ids) for one in together)
-        held = sum(one.demand.bytes for one in together)
-        return (self.max_tokens is None or tokens <= self.max_tokens) and (
-            self.max_bytes is None or held <= self.max_bytes
+    def _has_room(self, entry: BoardEntry) -> bool:
+        """Whether a worker has: of prompts that vLLM prefills one is compacted at a time."""
+        running = [one for one in self.entries.values() if one.running]
+        encoded = [one for one in [*running, entry] if not one.spec.native]
+        moved = [one.demand.bytes for one in [*running, entry] if one.spec.native]
+        if not running:
+            return True
+        tokens = sum(len(one.spec.token_ids) for one in encoded)
+        held = sum(one.demand.bytes for one in encoded) + max(moved, default=0)
+        return (
+            len(encoded) <= self.max_jobs
+            and (self.max_tokens is None or entry.spec.native or tokens <= self.max_tokens)
+            and (self.max_bytes is None or held <= self.max_bytes)
         )
 
     def _lease(self, entry: BoardEntry, growing: int) -> bool:

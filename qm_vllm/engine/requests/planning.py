@@ -6,11 +6,12 @@ import hashlib
 from array import array
 from dataclasses import dataclass
 
-from qm_vllm.compress import protected_positions, round_to_blocks
+from qm_vllm.compress import needs, protected_positions, round_to_blocks
 from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
-from qm_vllm.engine.memory import bound_kept, job_bytes
+from qm_vllm.engine.memory import bound_kept, job_bytes, native_bytes
 from qm_vllm.engine.messages import JobSpec
+from qm_vllm.engine.native.blocks import own_blocks, prompt_blocks
 from qm_vllm.engine.requests.chat_turns import places
 from qm_vllm.engine.requests.job_board import Demand
 from qm_vllm.engine.untouched import Untouched, without_layers
@@ -27,11 +28,13 @@ class Room:
     Attributes:
         max_tokens: longest prompt. max_bytes: of worker memory. None: any.
         blocks: KV blocks of the engine; None: not known yet.
+        no_native: why vLLM cannot prefill prompts for jobs; None if it can.
     """
 
     max_tokens: int | None = None
     max_bytes: int | None = None
     blocks: int | None = None
+    no_native: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,12 @@ def plan_request(
     _refuse(arrival, config, room)
     if config.delivery == "inject" and facts.no_inject:
         raise Untouched("no_inject", facts.no_inject)
+    if config.delivery == "native":
+        _refuse_native(config, facts.no_native or room.no_native)
     try:
         depth, score_layers = _layers(config, facts)
-        config = config if facts.has_adapter else without_layers(config)
+        if not facts.has_adapter and config.delivery != "native":
+            config = without_layers(config)
         spec, protected = _spec(arrival, config, depth, score_layers, facts)
         asked = bound_kept(config, arrival.tokens)
         demand = _demand(spec, protected, facts)
@@ -105,7 +111,8 @@ def _refuse(arrival: Arrival, config: QuickMergeConfig, room: Room) -> None:
          "the prompt has embeddings instead of token ids"),
         (arrival.multimodal, "multimodal", "the prompt has images, audio or video"),
         (arrival.resumable, "streaming_input", "streaming input sessions are not supported"),
-        (arrival.lora, "lora", "LoRA requests are not supported"),
+        (arrival.lora is not None and config.delivery != "native", "lora",
+         'LoRA requests need delivery="native"'),
         (arrival.prompt_logprobs, "prompt_logprobs",
          "prompt_logprobs needs every prompt position"),
         (tokens < config.min_tokens, "short",
@@ -118,8 +125,29 @@ def _refuse(arrival: Arrival, config: QuickMergeConfig, room: Room) -> None:
             raise Untouched(kind, reason)
 
 
+def _refuse_native(config: QuickMergeConfig, problem: str | None) -> None:
+    if problem:
+        raise Untouched("no_native", f'delivery="native" cannot work here: {problem}')
+    for name, value, plain in (
+        ("alpha", config.alpha, None), ("max_error", config.max_error, None),
+        ("positions", config.positions, "source"),
+    ):
+        if value != plain:
+            raise Untouched(
+                "invalid_option",
+                f'invalid option: {name}={value!r} needs delivery="inject": it is not known of a '
+                "prompt that vLLM prefills",
+            )
+    if needs(config) != {"attention"}:
+        raise Untouched(
+            "no_attention",
+            f"saliency={config.effective_saliency!r} needs the model's states; a prompt that vLLM "
+            'prefills shows its attention alone, so use saliency="query" or delivery="inject"',
+        )
+
+
 def _layers(config: QuickMergeConfig, facts: EngineFacts) -> tuple[int, tuple[int, int]]:
-    if not facts.has_adapter:
+    if not facts.has_adapter and config.delivery != "native":
         return 0, (0, 0)
     return resolve_layers(config, facts.num_layers)
 
@@ -131,7 +159,7 @@ def _spec(
     """The job, and how many positions it protects."""
     ids = arrival.token_ids
     assert ids is not None
-    block_size = facts.block_size if config.delivery == "inject" else None
+    block_size = None if config.delivery == "prefill" else facts.block_size
     chat = facts.chat.find(ids) if config.keep_roles else []
     turns = tuple(kept_turns(config, chat, len(ids)))
     special = places(ids, facts.special_ids) if config.protect_special else []
@@ -140,15 +168,25 @@ def _spec(
     )
     digest = hashlib.sha256(array("q", ids).tobytes())
     layers = (depth, *score_layers, block_size)
-    for part in (config.fingerprint(), facts.model_key, repr(layers), repr(arrival.salt)):
+    for part in (
+        config.fingerprint(), facts.model_key, repr(layers), repr(arrival.salt), repr(arrival.lora)
+    ):
         digest.update(part.encode())
     if arrival.handle.skips_cache:  # its blocks are for itself alone
         digest.update(arrival.request_id.encode())
+    protects = int(protected.sum())
+    own: list[int] = []
+    if config.delivery == "native":
+        assert block_size is not None
+        bound = bound_kept(config, len(ids), protects)
+        kept = round_to_blocks(bound, len(ids), protects, block_size)
+        own = own_blocks(kept, facts.windows, block_size)
     spec = JobSpec(
         id=0, key=digest.hexdigest(), token_ids=ids, config=config, encoder_layers=depth,
         score_layers=score_layers, special_positions=special, block_size=block_size, turns=turns,
+        group_blocks=tuple(own),
     )
-    return spec, int(protected.sum())
+    return spec, protects
 
 
 def _demand(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
@@ -161,6 +199,9 @@ def _demand(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
     at_most = bound_kept(spec.config, tokens, protected)
     if size is not None:
         at_most = round_to_blocks(at_most, tokens, protected, size)
+    if spec.native:
+        assert size is not None
+        return _native_demand(spec, at_most, facts)
     held = job_bytes(spec.config, facts.shape, tokens, at_most)
     if size is None:
         return Demand(held, 0, 0, 0)
@@ -168,6 +209,16 @@ def _demand(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
     # Where results are not found through the prefix cache, they are copied once.
     spare = 1 if facts.prefix_caching else kept + 1
     return Demand(held, -(-tokens // size), kept, spare)
+
+
+def _native_demand(spec: JobSpec, kept: int, facts: EngineFacts) -> Demand:
+    """Blocks of the result, and beside them those in which vLLM prefills the prompt."""
+    size, groups = facts.block_size, len(facts.windows)
+    own, tokens = sum(spec.group_blocks), len(spec.token_ids)
+    source = prompt_blocks(tokens, facts.windows, size, facts.step_tokens)
+    delivered = groups if facts.prefix_caching else own + groups
+    held = native_bytes(spec.config, facts.shape, tokens, kept)
+    return Demand(held, own, own, max(source, delivered))
 
 
 def _fit(demand: Demand, tokens: int, room: Room) -> None:

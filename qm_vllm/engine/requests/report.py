@@ -7,6 +7,24 @@ from typing import Any
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.requests.memo import Outcome
 from qm_vllm.engine.requests.planning import RequestPlan
+from qm_vllm.engine.requests.tracked import Tracked
+
+
+def report_of(tracked: Tracked, num_blocks: int, facts: EngineFacts) -> dict[str, Any]:
+    """What became of a request that has ended.
+
+    Args:
+        num_blocks: that it held when it ended.
+    """
+    tokens = tracked.arrival.tokens
+    if tracked.outcome is None:
+        reason = tracked.reason or "ended before the compression was done"
+        return untouched_report(tokens, num_blocks, facts, reason)
+    assert tracked.plan is not None
+    return compressed_report(
+        tokens, num_blocks, facts, tracked.plan, tracked.outcome, tracked.details,
+        cached=tracked.cached, notes=tracked.notes, waited=tracked.waited,
+    )
 
 
 def untouched_report(
@@ -32,8 +50,12 @@ def compressed_report(
     *,
     cached: bool,
     notes: list[str],
+    waited: float,
 ) -> dict[str, Any]:
-    """A request that ran from K positions. ``seconds``: worker time of its job."""
+    """A request that ran from K positions.
+
+    ``seconds``: worker time of its job; ``seconds_waiting``: from its arrival to its result.
+    """
     kept = len(outcome.kept)
     report = {
         "status": "compressed",
@@ -46,6 +68,7 @@ def compressed_report(
         "delivery": plan.config.delivery,
         "kept_turns": [list(turn) for turn in plan.spec.turns],
         "cached": cached,
+        "seconds_waiting": waited,
         **outcome.figures,
     }
     notes = [*notes, *_crowded(plan, kept, source_tokens)]

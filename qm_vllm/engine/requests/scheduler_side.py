@@ -6,19 +6,22 @@ A request is *pending* until its job's result arrives, then *compressed* (resize
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
-from qm_vllm.engine.memory import longest_job
 from qm_vllm.engine.messages import BlockCopy, JobResult, StepMessage, WorkerMessage, WorkerStart
+from qm_vllm.engine.requests.delivered import copies, publish
 from qm_vllm.engine.requests.job_board import BoardEntry, JobBoard, Store
 from qm_vllm.engine.requests.memo import Memo, Outcome
 from qm_vllm.engine.requests.minute_line import MinuteLine
+from qm_vllm.engine.requests.native_runs import NativeRuns, Shadows, Step
 from qm_vllm.engine.requests.planning import Room, plan_request
-from qm_vllm.engine.requests.report import compressed_report, untouched_report
+from qm_vllm.engine.requests.report import report_of
+from qm_vllm.engine.requests.starting import told, warn
 from qm_vllm.engine.requests.tally import Tally
 from qm_vllm.engine.requests.tracked import Tracked, chained_salt
 from qm_vllm.engine.untouched import Untouched
@@ -38,15 +41,17 @@ class SchedulerSide:
         self.config, self.facts = config, facts
         self.board = JobBoard(config.max_live_jobs, config.max_source_tokens)
         self.memo = Memo(config.memo_bytes)
-        self.room = Room(config.max_source_tokens)
+        self.native = NativeRuns()
+        self.room = Room(
+            config.max_source_tokens, no_native="the engine has a scheduler_cls of its own"
+        )
         self.store: Store | None = None
         self.tracked: dict[str, Tracked] = {}
         self.copies: list[BlockCopy] = []
         self.served: list[tuple[str, str]] = []
         self.tally = Tally()
         self.minute = MinuteLine()
-        if config.enabled and config.delivery == "inject" and facts.no_inject:
-            logger.warning("qm_vllm: all requests will pass untouched: %s", facts.no_inject)
+        warn(config, facts)
 
     # --- start -----------------------------------------------------------------------------
     def bind_blocks(self, store: Store) -> None:
@@ -55,27 +60,16 @@ class SchedulerSide:
         self.room = replace(self.room, blocks=store.total)
         store.on_reset(self.restart)
 
+    def bind_shadows(self, shadows: Shadows) -> None:
+        """vLLM's scheduler prefills prompts for jobs."""
+        self.native.shadows = shadows
+        self.room = replace(self.room, no_native=None)
+
     def workers_started(self, messages: Sequence[WorkerStart]) -> None:
         """The workers have seen the model and their memory."""
-        if not messages:
-            return
-        bound = min(message.job_bytes for message in messages)
-        self.room, self.board.max_bytes = replace(self.room, max_bytes=bound), bound
-        problem = next((one.problem for one in messages if one.problem), None)
-        if problem and self.facts.no_inject is None:
-            logger.warning("qm_vllm: the model's layers cannot be run: %s", problem)
-        logger.info(
-            "qm_vllm: %.1f MiB are set aside for compression jobs: prompts of up to %s tokens",
-            bound / 2**20, f"{self._longest(bound):,}",
-        )
-
-    def _longest(self, bound: int) -> int:
-        limits = [self.facts.max_model_len]
-        if self.room.max_tokens is not None:
-            limits.append(self.room.max_tokens)
-        if self.room.blocks is not None:
-            limits.append(self.room.blocks * self.facts.block_size)
-        return longest_job(self.config, self.facts.shape, bound, min(limits))
+        if messages:
+            self.room = told(self.room, messages, self.config, self.facts)
+            self.board.max_bytes = self.room.max_bytes
 
     # --- arrival ---------------------------------------------------------------------------
     def arrived(self, arrival: Arrival) -> None:
@@ -110,15 +104,34 @@ class SchedulerSide:
         tracked.arrival.handle.skips_cache = False
         self.board.join(tracked.plan.spec, tracked.plan.demand, tracked.arrival.request_id)
 
+    # --- prompts that vLLM prefills ---------------------------------------------------------
+    def before_step(self) -> None:
+        """Before vLLM schedules a step: end shadows that nobody needs, and start new ones."""
+        for run in self.native.settle(self.board.running()):
+            self._result(run.job, JobResult(error=run.error))
+        for spec in self.board.take_new(self._growing(), native=True):
+            self.native.start(spec, self.tracked[min(self.board.entries[spec.key].users)])
+
+    def shadow_ended(self, shadow: str) -> None:
+        """vLLM has ended a shadow, well or not."""
+        self.native.ended(shadow)
+
+    def _growing(self) -> int:
+        return sum(one.allocated for one in self.tracked.values())
+
     # --- results ---------------------------------------------------------------------------
     def worker_message(self, message: WorkerMessage) -> None:
         """Resize the requests whose job has ended, or hand them to plain vLLM."""
         self.tally.level(worker_jobs=message.held)
+        self.native.broken += message.broken
         for job, result in message.results.items():
-            kept = 0 if result.error else len(result.kept)
-            entry = self.board.finish(job, kept)
-            if entry is not None:
-                self._ended(entry, result)
+            self._result(job, result)
+
+    def _result(self, job: int, result: JobResult) -> None:
+        self.native.complete(job, result)
+        entry = self.board.finish(job, 0 if result.error else len(result.kept))
+        if entry is not None:
+            self._ended(entry, result)
 
     def _ended(self, entry: BoardEntry, result: JobResult) -> None:
         key = entry.spec.key
@@ -144,16 +157,14 @@ class SchedulerSide:
             self.board.drop(key)
             return
         if self.store is not None and entry.blocks:
-            tracked = self.tracked[min(entry.users)]
-            assert entry.spec.block_size is not None
-            whole = (len(result.kept) - 1) // entry.spec.block_size
-            self.store.publish(tracked.arrival.handle, entry.blocks[:whole])
+            handle = self.tracked[min(entry.users)].arrival.handle
+            publish(self.store, handle, entry, len(result.kept), self.facts)
 
     def _resize(self, tracked: Tracked, outcome: Outcome) -> None:
         arrival, plan = tracked.arrival, tracked.plan
         assert plan is not None
         arrival.handle.resize([plan.spec.token_ids[i] for i in outcome.kept], tracked.salt())
-        tracked.outcome = outcome
+        tracked.outcome, tracked.waited = outcome, time.monotonic() - tracked.arrived
         self.tally.compressed(arrival.tokens, len(outcome.kept), self.facts.block_size)
         # Injected KV is found through the connector: the flag would make vLLM skip it.
         arrival.handle.skips_cache = tracked.skipped_cache and tracked.prefills
@@ -192,7 +203,9 @@ class SchedulerSide:
         entry = self.board.join(spec, tracked.plan.demand, request_id, urgent=True)
         return missing if entry.done else None
 
-    def allocated(self, request_id: str, blocks: list[int], external: int) -> None:
+    def allocated(
+        self, request_id: str, blocks: Sequence[list[int]], external: int
+    ) -> None:
         """Blocks were given: plan the copy of the positions that vLLM counts as ours."""
         tracked = self.tracked.get(request_id)
         if tracked is None:
@@ -203,22 +216,29 @@ class SchedulerSide:
         key = tracked.plan.spec.key
         if external:
             assert tracked.outcome is not None
-            stop = len(tracked.outcome.kept) - 1
-            size = self.facts.block_size
-            first, last = (stop - external) // size, -(-stop // size)
-            sources = self.board.entries[key].blocks[first:last]
-            self.copies.append(BlockCopy(request_id, sources, blocks[first:last]))
+            self.copies += copies(
+                request_id, self.board.entries[key], len(tracked.outcome.kept), blocks, external,
+                self.facts,
+            )
         self.served.append((key, request_id))
 
-    def step_message(self, scheduled_tokens: int = 0) -> StepMessage:
+    def step_message(
+        self, scheduled_tokens: int = 0, shadows: Sequence[Step] = (),
+        counts: dict[str, int] | None = None,
+    ) -> StepMessage:
         """This step's message to the worker.
 
         Args:
-            scheduled_tokens: that vLLM runs in this step.
+            scheduled_tokens: that vLLM runs in this step; counts: of each request.
+            shadows: what it does of each shadow.
         """
         copies, self.copies = self.copies, []
-        jobs = self.board.take_new(sum(one.allocated for one in self.tracked.values()))
-        message = StepMessage(jobs=jobs, copies=copies, releases=self.board.take_releases())
+        jobs = self.native.take_new() + self.board.take_new(self._growing())
+        progress = self.native.progress(shadows)
+        message = StepMessage(
+            jobs=jobs, copies=copies, releases=self.board.take_releases(), progress=progress,
+            counts=counts if counts and progress else {},
+        )
         # Their blocks go back only now: nobody may get in this step what is still to be copied.
         served, self.served = self.served, []
         for key, request_id in served:
@@ -244,19 +264,11 @@ class SchedulerSide:
         tracked = self.tracked.pop(request_id, None)
         if tracked is None:
             return {}
-        tokens = tracked.arrival.tokens
         if tracked.plan is not None:
             self.board.leave(tracked.plan.spec.key, request_id)
-        if tracked.outcome is None:
-            if tracked.reason is None:
-                self.tally.untouched("ended")
-            reason = tracked.reason or "ended before the compression was done"
-            return untouched_report(tokens, num_blocks, self.facts, reason)
-        assert tracked.plan is not None
-        return compressed_report(
-            tokens, num_blocks, self.facts, tracked.plan, tracked.outcome, tracked.details,
-            cached=tracked.cached, notes=tracked.notes,
-        )
+        if tracked.outcome is None and tracked.reason is None:
+            self.tally.untouched("ended")
+        return report_of(tracked, num_blocks, self.facts)
 
     def take_counts(self) -> dict[str, Any] | None:
         """Counts since the last call, for vLLM's metrics; a log line about them once a minute."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ class Tracked:
         skipped_cache: it did not want the prefix cache to be read.
         allocated: it has got blocks, so its prompt can no longer change.
         stalls: how often its result was dropped because nothing moved.
+        arrived: by the clock of ``time.monotonic``. waited: seconds until its result was there.
     """
 
     arrival: Arrival
@@ -31,6 +33,8 @@ class Tracked:
     skipped_cache: bool = False
     allocated: bool = False
     stalls: int = 0
+    arrived: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -1,0 +1,193 @@
+"""vLLM's scheduler with shadows: requests of our own that prefill the prompt of one held back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.request import Request, RequestStatus
+
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+    from vllm.v1.core.sched.output import KVConnectorBlockState, SchedulerOutput
+
+    from qm_vllm_patches.requests import RequestHandle
+
+
+@dataclass(frozen=True)
+class ShadowStep:
+    """What one step of the engine does of a shadow's prompt.
+
+    Attributes:
+        start, stop: half-open range of positions that this step computes.
+        blocks: ids of the shadow's blocks so far, of each KV-cache group.
+    """
+
+    shadow: str
+    start: int
+    stop: int
+    blocks: tuple[list[int], ...]
+
+
+class Shadows:
+    """The live shadows of one engine, by their ids.
+
+    A shadow is an ordinary request for one token with the ids, salt, adapter, priority and time of
+    arrival of the request that it stands for. vLLM prefills it as any other.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.live: dict[str, Request] = {}
+        self.limits: dict[str, int] = {}
+        self.ended: set[str] = set()
+        self.broken: list[Request] = []
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self.live
+
+    def start(
+        self, handle: RequestHandle, shadow: str, token_ids: Sequence[int], salt: str | None,
+        last: int,
+    ) -> None:
+        """Queue a shadow; called before a step is scheduled.
+
+        Args:
+            handle: of the request that it stands for.
+            last: tokens at the prompt's end that it must compute itself, whatever the prefix
+                cache knows.
+        """
+        model: Any = handle.request
+        request = Request(
+            shadow, list(token_ids), SamplingParams(max_tokens=1, temperature=0.0), None,
+            client_index=model.client_index, arrival_time=model.arrival_time,
+            lora_request=model.lora_request, cache_salt=salt, priority=model.priority,
+            block_hasher=model._block_hasher,
+        )
+        self.live[shadow], self.limits[shadow] = request, max(0, len(token_ids) - last)
+        self.scheduler.add_request(request)
+
+    def stop(self, shadow: str) -> None:
+        """End a shadow before its time; called before a step is scheduled."""
+        if shadow in self.live:
+            self.scheduler.finish_requests(shadow, RequestStatus.FINISHED_ABORTED)
+            self.forget(shadow)
+
+    def give_up(self, request_id: str) -> None:
+        """End a user's request with an error; called before a step is scheduled.
+
+        vLLM does so itself where blocks were not loaded, but not with several KV-cache groups.
+        """
+        status = RequestStatus.FINISHED_ERROR
+        self.broken += self.scheduler.finish_requests(request_id, status)
+
+    def forget(self, shadow: str) -> None:
+        """It has ended. Its last output is still to be hidden."""
+        self.ended.add(shadow)
+        self.live.pop(shadow, None)
+        self.limits.pop(shadow, None)
+
+    def steps(self, output: SchedulerOutput) -> list[ShadowStep]:
+        """What the step that was just scheduled does of each shadow."""
+        scheduled = output.num_scheduled_tokens
+        state: KVConnectorBlockState | None = output.kv_connector_block_state
+        found = []
+        for shadow, request in self.live.items():
+            count = scheduled.get(shadow, 0)
+            if count:
+                assert state is not None
+                start = request.num_computed_tokens
+                found.append(
+                    ShadowStep(shadow, start, start + count, state.resolve_block_ids(shadow))
+                )
+        return found
+
+    def seats(self) -> tuple[int, int]:
+        """Shadows among the running and among the waiting requests."""
+        running = sum(one.status == RequestStatus.RUNNING for one in self.live.values())
+        return running, len(self.live) - running
+
+
+class ShadowScheduler:
+    """Goes before a scheduler class of vLLM: adds shadows and keeps them from clients' eyes."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.shadows = Shadows(self)
+        self._half = bind(self.connector, self.shadows)  # type: ignore[attr-defined]
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """The connector may add and end shadows before each step."""
+        if self._half is not None:
+            self._half.before_step()
+        return super().schedule(*args, **kwargs)  # type: ignore[misc]
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        """Without the outputs of shadows."""
+        found = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
+        hidden, broken = self.shadows.ended, self.shadows.broken
+        if hidden:
+            for each in found.values():
+                each.outputs = [one for one in each.outputs if one.request_id not in hidden]
+            self.shadows.ended = set()
+        for request in broken:
+            output = EngineCoreOutput(
+                request.request_id, [], finish_reason=request.get_finished_reason()
+            )
+            found.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
+        broken.clear()
+        return found
+
+    def get_request_counts(self) -> tuple[int, int]:
+        """Running and waiting requests of users."""
+        running, waiting = super().get_request_counts()  # type: ignore[misc]
+        ours = self.shadows.seats()
+        return max(0, running - ours[0]), max(0, waiting - ours[1])
+
+    def _get_local_prefix_cache_hit(
+        self, request: Request
+    ) -> tuple[KVCacheBlocks, int, int, bool]:
+        """A shadow computes its last tokens itself, because their queries are needed."""
+        limit = self.shadows.limits.get(request.request_id)
+        manager: KVCacheManager = self.kv_cache_manager  # type: ignore[attr-defined]
+        if limit is None or not manager.prefix_cache_lookup_enabled(request):
+            found: tuple[KVCacheBlocks, int, int, bool] = (
+                super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
+            )
+            return found
+        # A shorter hit of a sliding-window group is other blocks, so none can be cut off.
+        coordinator: KVCacheCoordinator = manager.coordinator
+        blocks, hit, _ = coordinator.find_longest_cache_hit(
+            request.block_hashes, min(limit, request.num_tokens - 1)
+        )
+        return manager.create_kv_cache_blocks(blocks), hit, 0, False
+
+
+class SyncShadowScheduler(ShadowScheduler, Scheduler):  # type: ignore[misc]
+    """For engines that wait for each step's tokens."""
+
+
+class AsyncShadowScheduler(ShadowScheduler, AsyncScheduler):  # type: ignore[misc]
+    """For engines that schedule ahead."""
+
+
+def bind(connector: Any, shadows: Shadows) -> Any:
+    """Tell the connector's scheduler half of the shadows.
+
+    Returns:
+        The half; None where the engine has another connector, beside which no shadow is started.
+    """
+    take = getattr(connector, "bind_shadows", None)
+    return None if take is None else take(shadows)
+
+
+def make_scheduler(*args: Any, **kwargs: Any) -> Any:
+    """The scheduler of an engine: what vLLM would make, with shadows (``scheduler_cls``)."""
+    ahead = kwargs["vllm_config"].scheduler_config.async_scheduling
+    return (AsyncShadowScheduler if ahead else SyncShadowScheduler)(*args, **kwargs)

@@ -1,0 +1,50 @@
+"""Attention weights of a prompt's last queries, as many heads at once as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def window_weights(
+    queries: Tensor, keys: Tensor, scale: float, at_once: int, soft_cap: float = 0.0
+) -> Iterator[tuple[Tensor, slice]]:
+    """Causal softmax weights [H', W, N] float32 of the last W queries, some heads at a time.
+
+    Args:
+        queries: [W, H, D], of the last W positions. keys: [N, KVH, D]; both rotated.
+        scale: of the logits. soft_cap: c of ``c tanh(logits / c)``; 0: none.
+        at_once: bytes of weights that one call may make; one head's are made in any case.
+
+    Yields:
+        The weights, and the KV heads that they are of: whole ones as long as these fit, else some
+        of one KV head's queries.
+    """
+    window, num_tokens, kv_heads = queries.shape[0], keys.shape[0], keys.shape[1]
+    grouped = (queries.float() * scale).reshape(window, kv_heads, -1, queries.shape[-1])
+    grouped = grouped.permute(1, 2, 0, 3)
+    columns = keys.permute(1, 2, 0)
+    future, each = _future(window, keys.device), grouped.shape[1]
+    row = 4 * window * num_tokens
+    share, step = min(each, max(1, at_once // row)), max(1, at_once // (row * each))
+    for first in range(0, kv_heads, step):
+        heads = slice(first, first + step)
+        for start in range(0, each, share):
+            some = grouped[heads, start : start + share].reshape(
+                len(grouped[heads]), -1, queries.shape[-1]
+            )
+            logits = torch.bmm(some, columns[heads].float()).reshape(-1, window, num_tokens)
+            if soft_cap:
+                logits = logits.div_(soft_cap).tanh_().mul_(soft_cap)
+            logits[:, :, num_tokens - window :].masked_fill_(future, float("-inf"))
+            yield logits.softmax(-1), heads
+
+
+@lru_cache
+def _future(window: int, device: torch.device) -> Tensor:
+    """Which of the last positions come after which: bool [W, W], made once for a device."""
+    with torch.inference_mode(False):
+        return torch.ones(window, window, dtype=torch.bool, device=device).triu(1)

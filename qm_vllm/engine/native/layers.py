@@ -1,0 +1,112 @@
+"""What the native delivery has to know of a served model's layers, found out when it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qm_vllm.engine.native.rotation import Turn, stands_still, turns_as
+from qm_vllm_patches.attention_layers import (
+    CachedLayer,
+    angle_tables,
+    cached_layers,
+    equal_tokens,
+)
+from qm_vllm_patches.kv_cache import PagedCache
+
+
+class CannotDeliver(ValueError):
+    """The native delivery does not know how to move this model's keys; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class NativeLayer:
+    """One layer whose keys and values are moved.
+
+    Attributes:
+        turn: what its keys are turned by; None if they do not depend on their position.
+    """
+
+    layer: CachedLayer
+    turn: Turn | None
+
+    @property
+    def window(self) -> int | None:
+        """Newest positions that a query sees, its own included; None: all."""
+        return self.layer.attn.sliding_window
+
+    def back(self, keys: torch.Tensor, by: int) -> torch.Tensor:
+        """Keys as they are so many positions earlier."""
+        return keys if self.turn is None else self.turn.back(keys, by)
+
+
+def native_layers(
+    model: Any, runner: Any, groups: dict[str, int], device: torch.device, longest: int
+) -> list[NativeLayer]:
+    """The layers of a model, each looked at.
+
+    The model runs once over equal tokens at some positions, with attention that adds nothing. What
+    differs between the rows of a layer is what positions do to queries and keys: nothing, the turn
+    of its rotary embedding, or something that is not known here.
+
+    Args:
+        runner: what vLLM runs the model with.
+        groups: KV-cache group of each layer.
+        longest: tokens of the longest request.
+
+    Raises:
+        CannotDeliver: a layer does something that is not known here.
+    """
+    layers = cached_layers(model, groups)
+    missing = set(groups) - {layer.name for layer in layers}
+    if missing:
+        raise CannotDeliver(f"{min(missing)} keeps something else than keys and values")
+    for layer in layers:
+        for feature, label in (
+            ("alibi_slopes", "ALiBi"), ("sinks", "attention sinks"),
+        ):
+            if getattr(layer.module.impl, feature, None) is not None:
+                raise CannotDeliver(f"{layer.name} uses {label}")
+    wanted = {0, 1, 37, longest // 3, longest // 2 + 5, longest - 1}
+    positions = sorted(one for one in wanted if one < longest)
+    seen = equal_tokens(model, runner, layers, positions, device)
+    known: dict[int, list[Turn]] = {}
+
+    def turns(layer: CachedLayer) -> list[Turn]:
+        for one in layer.rotary:
+            if id(one) not in known:
+                known[id(one)] = [Turn(*table) for table in angle_tables(one, longest)]
+        return [turn for one in layer.rotary for turn in known[id(one)]]
+
+    return [NativeLayer(layer, _turn(layer, seen, positions, turns(layer))) for layer in layers]
+
+
+def _turn(
+    layer: CachedLayer, seen: dict[str, tuple[torch.Tensor, torch.Tensor]], positions: list[int],
+    turns: list[Turn],
+) -> Turn | None:
+    if layer.name not in seen:
+        raise CannotDeliver(f"{layer.name} did not run in the test of its positions")
+    both = seen[layer.name]
+    if all(stands_still(rows) for rows in both):
+        return None
+    for turn in turns:
+        if all(turns_as(turn, rows, positions) for rows in both):
+            return turn
+    names = ", ".join(sorted({type(one).__name__ for one in layer.rotary})) or "no rotary embedding"
+    raise CannotDeliver(
+        f"{layer.name} depends on positions in a way that is not known here ({names})"
+    )
+
+
+def learn(cache: PagedCache, layers: list[NativeLayer]) -> None:
+    """Find out how each layer's blocks are laid out.
+
+    Raises:
+        CannotDeliver: one cannot be read back.
+    """
+    problem = cache.learn([one.layer.module for one in layers])
+    if problem:
+        raise CannotDeliver(problem)

@@ -1,0 +1,176 @@
+"""One prompt that vLLM prefills itself: its last queries are kept, then N positions become K.
+
+In the step of the prompt's last token its keys and values are all in the paged cache. The queries
+say which tokens stay, these are copied into the job's own blocks with their keys turned back by
+N - K positions, and a request finds them there as it finds any prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from qm_vllm.compress import (
+    Choice,
+    Evidence,
+    QueryAttention,
+    choose,
+    protected_positions,
+    window_weights,
+)
+from qm_vllm.config import ConfigError
+from qm_vllm.engine.jobs.agreement import OtherRankFailed, together
+from qm_vllm.engine.jobs.encoder_pass import over_ranks
+from qm_vllm.engine.jobs.stopwatch import Stopwatch
+from qm_vllm.engine.memory import AT_ONCE
+from qm_vllm.engine.messages import JobResult, JobSpec
+from qm_vllm.engine.native.blocks import first_block, split
+from qm_vllm.engine.native.layers import NativeLayer
+from qm_vllm.engine.upload import upload
+from qm_vllm.layers import WINDOW_QUERIES, window_layers
+from qm_vllm_patches.kv_cache import PagedCache, slots_of
+from qm_vllm_patches.log import get_logger
+
+logger = get_logger(__name__)
+
+
+class NativeJob:
+    """Runs one :class:`JobSpec` of the native delivery.
+
+    Args:
+        windows: of each KV-cache group whose older blocks are let go, its sliding window.
+
+    Attributes:
+        first: position of the first query that is kept.
+        watched: names of the layers whose queries are kept.
+        problem: what went wrong while the prompt was looked at.
+    """
+
+    def __init__(
+        self, spec: JobSpec, layers: Sequence[NativeLayer], cache: PagedCache,
+        windows: Sequence[int | None], device: torch.device,
+    ) -> None:
+        self.spec, self.layers, self.cache, self.device = spec, layers, cache, device
+        self.windows = windows
+        self.first = max(0, len(spec.token_ids) - WINDOW_QUERIES)
+        self.queries: dict[str, torch.Tensor] = {}
+        self._seen: dict[str, int] = {}
+        self.problem: str | None = None
+        whole = [one.layer.name for one in layers[: spec.encoder_layers] if one.window is None]
+        count = window_layers(spec.config, len(layers))
+        self.watched = frozenset(whole[-count:]) if spec.kept is None else frozenset()
+
+    def see(self, name: str, rows: torch.Tensor, start: int) -> None:
+        """Keep what a step computed of the last queries.
+
+        Args:
+            rows: [T, H, D], queries of the positions from ``start`` on.
+        """
+        low, stop = max(start, self.first), start + rows.shape[0]
+        if name not in self.watched or stop <= low:
+            return
+        if name not in self.queries:
+            count = len(self.spec.token_ids) - self.first
+            self.queries[name] = rows.new_empty((count, *rows.shape[1:]))
+            self._seen[name] = self.first
+        self.queries[name][low - self.first : stop - self.first] = rows[low - start :]
+        # A prompt that was preempted begins again; a gap shows at the end.
+        self._seen[name] = stop if low <= self._seen[name] else self.first
+
+    def run(self, blocks: Sequence[Sequence[int]]) -> JobResult:
+        """Choose and move.
+
+        Args:
+            blocks: of the prefilled prompt, of each KV-cache group.
+        """
+        try:
+            return together(lambda: self._run(blocks))
+        except Exception as error:
+            if not isinstance(error, (ConfigError, OtherRankFailed)):
+                logger.exception("qm_vllm: compacting a prompt failed")
+            return JobResult(error=f"{type(error).__name__}: {error}")
+
+    @torch.inference_mode()
+    def _run(self, blocks: Sequence[Sequence[int]]) -> JobResult:
+        clock, spec = Stopwatch(self.device), self.spec
+        source = [self._ids(group) for group in blocks]
+        with clock.phase("saliency"):
+            choice = None if spec.kept is not None else self._choose(self._evidence(source))
+        kept = torch.tensor(spec.kept) if choice is None else choice.kept
+        with clock.phase("move"):
+            self._move(source, kept.to(self.device))
+        self.queries.clear()
+        found = kept.tolist()
+        if choice is not None and not bool(torch.isfinite(choice.scores).all()):
+            raise ValueError("scores must be finite; check the states for NaN or infinity")
+        seconds = clock.seconds()
+        figures = {
+            "saliency": spec.config.effective_saliency,
+            "positions": spec.config.positions,
+            "seconds": sum(seconds.values()),
+            **{f"seconds_{name}": seconds.get(name, 0.0) for name in ("saliency", "move")},
+        }
+        details = None
+        if spec.config.details and choice is not None:
+            scores = [round(score, 4) for score in choice.scores.tolist()]
+            details = {"kept_indices": found, "scores": scores}
+        return JobResult(found, figures, details)
+
+    def _ids(self, blocks: Sequence[int]) -> torch.Tensor:
+        return upload(torch.tensor(list(blocks), dtype=torch.long), self.device)
+
+    def _evidence(self, source: Sequence[torch.Tensor]) -> Evidence:
+        """What the last queries look at, over the heads of all watched layers and ranks."""
+        count = len(self.spec.token_ids)
+        if not self.watched:  # all layers have sliding windows: the newest stay in any case
+            age = torch.arange(1, count + 1, device=self.device) / count
+            return Evidence(count, attention=[QueryAttention(age, age, age.square())])
+        missing = [name for name in self.watched if self._seen.get(name) != count]
+        if self.problem:
+            raise RuntimeError(self.problem)
+        if missing:
+            raise RuntimeError(
+                f"the queries of the prompt's end were not seen in {min(missing)}: a step ran "
+                "inside a CUDA graph"
+            )
+        seen = []
+        for one in self.layers:
+            attn = one.layer.attn
+            if attn.name in self.watched:
+                keys = self.cache.keys(one.layer.module, source[one.layer.group], count)
+                seen += [
+                    QueryAttention.of(weights) for weights, _ in window_weights(
+                        self.queries[attn.name], keys, attn.scale, AT_ONCE, attn.soft_cap
+                    )
+                ]
+        return Evidence(count, attention=[over_ranks(seen)])
+
+    def _choose(self, evidence: Evidence) -> Choice:
+        spec = self.spec
+        protected = protected_positions(
+            spec.config, len(spec.token_ids), special=spec.special_positions,
+            ranges=[(start, stop) for _, start, stop in spec.turns],
+        )
+        return choose(
+            evidence, spec.config, protected=protected, block_size=spec.block_size, upload=upload,
+            check=False,
+        )
+
+    def _move(self, source: Sequence[torch.Tensor], kept: torch.Tensor) -> None:
+        """Copy K - 1 positions into the job's own blocks; the last token is left to vLLM."""
+        spec, size = self.spec, self.cache.block_size
+        count, k = len(spec.token_ids), kept.shape[0]
+        own = [self._ids(blocks) for blocks in split(spec.blocks, spec.group_blocks)]
+        for one in self.layers:
+            module, group, first = one.layer.module, one.layer.group, 0
+            positions = kept[:-1]
+            if one.window is not None:
+                # The window counts positions, so here the newest stay, whatever was chosen.
+                first = max(0, k - (self.windows[group] or k))
+                positions = torch.arange(first, k - 1, device=self.device) + (count - k)
+            keys, values = self.cache.rows(module, source[group], positions)
+            keys = one.back(keys, count - k)
+            offset = first_block(k, self.windows[group], size) * size
+            slots = slots_of(own[group], size, first - offset, k - 1 - offset)
+            self.cache.write(module, keys.contiguous(), values.contiguous(), slots)

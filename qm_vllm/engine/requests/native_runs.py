@@ -1,0 +1,146 @@
+"""Jobs whose prompts vLLM prefills: which shadow works for which, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qm_vllm.engine.messages import JobResult, JobSpec, Progress
+from qm_vllm.engine.requests.tracked import Tracked
+from qm_vllm.layers import WINDOW_QUERIES
+from qm_vllm_patches.requests import RequestHandle
+
+MOST_PREEMPTIONS = 3
+"""How often vLLM may begin a prompt again before it is left to the request itself."""
+
+
+class Step(Protocol):
+    """What a step of the engine does of a shadow (``qm_vllm_patches.scheduler.ShadowStep``)."""
+
+    @property
+    def shadow(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+    @property
+    def blocks(self) -> tuple[list[int], ...]: ...
+
+
+class Shadows(Protocol):
+    """The engine's shadows, as ``qm_vllm_patches.scheduler.Shadows`` has them."""
+
+    def start(
+        self, handle: RequestHandle, shadow: str, token_ids: Sequence[int], salt: str | None,
+        last: int,
+    ) -> None: ...
+    def stop(self, shadow: str) -> None: ...
+    def give_up(self, request_id: str) -> None: ...
+
+
+@dataclass
+class Run:
+    """One shadow.
+
+    Attributes:
+        reached: positions that are computed. hit: those that the prefix cache had at first.
+        begun: how often vLLM began it again.
+        error: why there will be no result.
+    """
+
+    job: int
+    spec: JobSpec
+    shadow: str
+    reached: int = 0
+    hit: int | None = None
+    begun: int = 0
+    error: str | None = None
+
+
+class NativeRuns:
+    """The live shadows' jobs. Called once before each step is scheduled, once after.
+
+    Attributes:
+        broken: requests that must end with an error.
+    """
+
+    def __init__(self) -> None:
+        self.shadows: Shadows | None = None
+        self.runs: dict[int, Run] = {}
+        self.broken: list[str] = []
+        self.new: list[JobSpec] = []
+
+    def start(self, spec: JobSpec, tracked: Tracked) -> None:
+        """Let vLLM prefill a job's prompt.
+
+        Args:
+            tracked: a request that waits for the job.
+        """
+        assert self.shadows is not None
+        shadow = f"{tracked.arrival.request_id}|qm_vllm|{spec.id}"
+        self.runs[spec.id] = Run(spec.id, spec, shadow)
+        self.new.append(spec)
+        # Where the choice is known no query is needed, only the last token's forward.
+        last = len(spec.token_ids) if tracked.skipped_cache else WINDOW_QUERIES
+        self.shadows.start(
+            tracked.arrival.handle, shadow, spec.token_ids, tracked.arrival.salt,
+            1 if spec.kept is not None else last,
+        )
+
+    def take_new(self) -> list[JobSpec]:
+        """Jobs that were started since the last call."""
+        new, self.new = self.new, []
+        return new
+
+    def settle(self, wanted: Collection[int]) -> list[Run]:
+        """End the shadows of jobs that nobody waits for any more, and broken requests.
+
+        Args:
+            wanted: ids of the jobs that run.
+
+        Returns:
+            Those of them that will have no result.
+        """
+        assert self.shadows is not None
+        broken, self.broken = self.broken, []
+        for request_id in broken:
+            self.shadows.give_up(request_id)
+        over = [
+            run for job, run in self.runs.items() if job not in wanted or run.error is not None
+        ]
+        for run in over:
+            del self.runs[run.job]
+            self.shadows.stop(run.shadow)
+        return [run for run in over if run.job in wanted]
+
+    def progress(self, steps: Sequence[Step]) -> list[Progress]:
+        """What a worker has to know of the step that was scheduled."""
+        by_shadow = {run.shadow: run for run in self.runs.values()}
+        found = []
+        for step in steps:
+            run = by_shadow.get(step.shadow)
+            if run is None:
+                continue
+            run.hit = step.start if run.hit is None else run.hit
+            if step.start < run.reached:
+                run.begun += 1
+            if run.begun >= MOST_PREEMPTIONS:
+                run.error = f"vLLM preempted its prefill {run.begun} times: too few KV blocks"
+            run.reached, count = step.stop, len(run.spec.token_ids)
+            if step.stop > count - WINDOW_QUERIES and step.start < count:
+                blocks = step.blocks if step.stop >= count else ()
+                found.append(Progress(run.job, step.shadow, step.start, step.stop, blocks))
+        return found
+
+    def ended(self, shadow: str) -> None:
+        """A shadow has ended. Its job's result comes with the same step, or never."""
+        for run in self.runs.values():
+            if run.shadow == shadow and run.error is None:
+                run.error = "vLLM ended its prefill without a result"
+
+    def complete(self, job: int, result: JobResult) -> None:
+        """A result came: the prompt's own figures belong to it."""
+        run = self.runs.get(job)
+        if run is not None and not result.error:
+            result.figures["prefill_cached_tokens"] = run.hit

@@ -1,0 +1,50 @@
+"""What an engine has for jobs, as the workers report it when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qm_vllm.config import QuickMergeConfig
+from qm_vllm.engine.facts import EngineFacts
+from qm_vllm.engine.memory import longest_job
+from qm_vllm.engine.messages import WorkerStart
+from qm_vllm.engine.requests.planning import Room
+from qm_vllm_patches.log import get_logger
+
+logger = get_logger(__name__)
+
+
+def warn(config: QuickMergeConfig, facts: EngineFacts) -> None:
+    """Say once if the engine's own delivery cannot work in it."""
+    problem = {"inject": facts.no_inject, "native": facts.no_native}.get(config.delivery)
+    if config.enabled and problem:
+        logger.warning("qm_vllm: all requests will pass untouched: %s", problem)
+
+
+def told(
+    room: Room, messages: Sequence[WorkerStart], config: QuickMergeConfig, facts: EngineFacts
+) -> Room:
+    """The room with what the workers have seen of the model and of their memory.
+
+    Args:
+        messages: of all workers, one at least.
+    """
+    bound = min(message.job_bytes for message in messages)
+    problem = next((one.problem for one in messages if one.problem), None)
+    if problem and facts.no_inject is None:
+        logger.warning("qm_vllm: the model's layers cannot be run: %s", problem)
+    native = next((one.native_problem for one in messages if one.native_problem), None)
+    if native and config.delivery == "native" and facts.no_native is None:
+        logger.warning("qm_vllm: all requests will pass untouched: %s", native)
+    room = replace(room, max_bytes=bound, no_native=room.no_native or native)
+    limits = [facts.max_model_len]
+    if room.max_tokens is not None:
+        limits.append(room.max_tokens)
+    if room.blocks is not None:
+        limits.append(room.blocks * facts.block_size)
+    logger.info(
+        "qm_vllm: %.1f MiB are set aside for compression jobs: prompts of up to %s tokens",
+        bound / 2**20, f"{longest_job(config, facts.shape, bound, min(limits)):,}",
+    )
+    return room

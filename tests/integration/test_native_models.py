@@ -1,0 +1,89 @@
+"""The native delivery on every family: keep-all is plain vLLM, K < N is transformers'."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from qm_vllm import QuickMergeConfig
+from tests.engines import engine, random_prompt, scheduler_of
+from tests.families import FAMILIES, make_model
+from tests.integration.generate import greedy, run
+from tests.native_reference import NativeReference
+
+BLOCK, TOKENS = 32, 16
+PROMPTS = [random_prompt(length, seed) for seed, length in ((3, 300), (4, 701))]
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def folder(request, tmp_path_factory):
+    return make_model(request.param, tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """Made before the engine: vLLM changes transformers' classes where it runs through them."""
+    reference = NativeReference(str(folder))
+    return [
+        reference.generate(ids, block_size=BLOCK, max_tokens=TOKENS, ratio=0.4, special=(0, 1, 2))
+        for ids in PROMPTS
+    ]
+
+
+@pytest.fixture(scope="module")
+def llm(folder, expected):
+    with engine(folder, QuickMergeConfig(delivery="native"), skip_tokenizer_init=True) as llm:
+        yield llm
+
+
+def test_keep_all_equals_plain_vllm(llm):
+    plain = run(llm, PROMPTS, greedy(TOKENS, enabled=False))
+    ours = run(llm, PROMPTS, greedy(TOKENS, ratio=1.0))
+    for (want, _), (got, report), ids in zip(plain, ours, PROMPTS, strict=True):
+        assert report["status"] == "compressed", report
+        assert (report["delivery"], report["kept_tokens"]) == ("native", len(ids))
+        assert got == want
+
+
+def test_fewer_positions_equal_the_reference(llm, expected):
+    for ids, want in zip(PROMPTS, expected, strict=True):
+        params = greedy(TOKENS, ratio=0.4, details=True)
+        params.logprobs = 0
+        (out,) = llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
+        report = out.kv_transfer_params["quickmerge"]
+        assert report["status"] == "compressed", report
+        assert report["details"]["kept_indices"] == want.kept
+        found, count = out.outputs[0], want.decided()
+        logprobs = [step[token].logprob for step, token in
+                    zip(found.logprobs, found.token_ids, strict=True)]
+        assert count >= 2
+        assert list(found.token_ids)[:count] == want.tokens[:count]
+        assert logprobs[:count] == pytest.approx(want.logprobs[:count], abs=2e-3)
+
+
+def test_blocks_are_those_of_k_positions_in_each_group(llm):
+    scheduler = scheduler_of(llm)
+    manager = scheduler.kv_cache_manager
+    groups = manager.coordinator.single_type_managers
+    idle = manager.block_pool.get_num_free_blocks()
+    llm.llm_engine.add_request("r", {"prompt_token_ids": PROMPTS[1]}, greedy(40, ratio=0.3))
+    steps = 0
+    while llm.llm_engine.has_unfinished_requests():
+        llm.llm_engine.step()
+        request = scheduler.requests.get("r") or next(iter(scheduler.requests.values()), None)
+        if request is None or not request.num_output_tokens:
+            continue
+        steps += 1
+        positions = request.num_prompt_tokens + request.num_output_tokens - 1
+        assert request.num_prompt_tokens < 0.3 * len(PROMPTS[1])
+        for group in groups:
+            held = [block for block in group.req_to_blocks[request.request_id]
+                    if not block.is_null]
+            window = getattr(group, "sliding_window", None)
+            if window is None:
+                assert len(held) == math.ceil(positions / BLOCK)
+            else:
+                assert len(held) <= math.ceil(window / BLOCK) + 1
+    assert steps >= 39
+    assert manager.block_pool.get_num_free_blocks() == idle

@@ -1,0 +1,128 @@
+"""What the native delivery must compute, on transformers alone: no cache, no turned keys.
+
+The model reads the whole prompt with its own attention; then it goes on from the rows that stay,
+each at its natural position. Distances decide in RoPE, so this equals rows that moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+
+from qm_vllm import QuickMergeConfig
+from qm_vllm.compress import Evidence, QueryAttention, choose, protected_positions
+from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
+
+
+@dataclass
+class Rows:
+    """Keys, values and positions of each layer so far, and what the prompt's end looked at."""
+
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+    positions: dict[int, torch.Tensor] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
+    weights: dict[int, torch.Tensor] = field(default_factory=dict)
+    now: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+ROWS: list[Rows] = [Rows()]
+
+
+def attend(
+    module, query, key, value, attention_mask, scaling, dropout=0.0, sliding_window=None,
+    softcap=None, **_,
+):
+    """Attention over all rows of this layer: [1, H, T, D] to [1, T, H, D]."""
+    rows, layer = ROWS[0], module.layer_idx
+    if layer in rows.keys:
+        key = torch.cat((rows.keys[layer], key), 2)
+        value = torch.cat((rows.values[layer], value), 2)
+        places = torch.cat((rows.positions[layer], rows.now))
+    else:
+        places = rows.now
+    rows.keys[layer], rows.values[layer], rows.positions[layer] = key, value, places
+    rows.windows[layer] = sliding_window
+    each = query.shape[1] // key.shape[1]
+    logits = query @ key.repeat_interleave(each, 1).transpose(2, 3) * scaling
+    if softcap:
+        logits = torch.tanh(logits / softcap) * softcap
+    seen = places <= rows.now[:, None]
+    if sliding_window:
+        seen &= places > rows.now[:, None] - sliding_window
+    weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+    rows.weights[layer] = weights[0, :, -WINDOW_QUERIES:]
+    return (weights @ value.repeat_interleave(each, 1)).transpose(1, 2), None
+
+
+AttentionInterface.register("rows", attend)
+AttentionMaskInterface.register("rows", lambda *_, **__: None)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Kept positions, greedy tokens with their log probabilities, and each one's lead in logits."""
+
+    kept: list[int]
+    tokens: list[int]
+    logprobs: list[float]
+    leads: list[float]
+
+    def decided(self, least: float = 2e-4) -> int:
+        """Tokens before the first that rounding alone might have changed."""
+        ties = [step for step, lead in enumerate(self.leads) if lead < least]
+        return min(ties, default=len(self.tokens))
+
+
+class NativeReference:
+    """One model in float32."""
+
+    def __init__(self, folder: str) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="rows"
+        ).eval()
+
+    def _step(self, rows: Rows, ids: list[int], start: int) -> torch.Tensor:
+        ROWS[0], rows.now = rows, torch.arange(start, start + len(ids))
+        out = self.model(
+            torch.tensor([ids]), position_ids=rows.now[None], use_cache=False, logits_to_keep=1
+        )
+        return out.logits[0, -1].float()
+
+    @torch.inference_mode()
+    def generate(
+        self, ids: list[int], *, block_size: int, max_tokens: int,
+        special: tuple[int, ...] = (), **options,
+    ) -> Continuation:
+        """Greedy continuation of a prompt of which some positions stay."""
+        config, count = QuickMergeConfig(**options), len(ids)
+        rows = Rows()
+        self._step(rows, ids, 0)
+        depth = encoder_depth(config, len(rows.keys))
+        whole = [layer for layer in range(depth) if not rows.windows[layer]]
+        whole = whole[-window_layers(config, len(rows.keys)):]
+        age = torch.arange(1, count + 1) / count
+        seen = [QueryAttention.of(rows.weights[layer]) for layer in whole]
+        evidence = Evidence(count, attention=seen or [QueryAttention(age, age, age.square())])
+        protected = protected_positions(
+            config, count, special=[i for i, one in enumerate(ids) if one in special]
+        )
+        kept = choose(evidence, config, protected=protected, block_size=block_size).kept
+        after = Rows()
+        newest = torch.arange(count - len(kept), count - 1)
+        for layer in rows.keys:
+            stay = newest if rows.windows[layer] else kept[:-1]
+            after.keys[layer] = rows.keys[layer][:, :, stay]
+            after.values[layer] = rows.values[layer][:, :, stay]
+            after.positions[layer] = stay
+        token, tokens, logprobs, leads = ids[-1], [], [], []
+        for step in range(max_tokens):
+            logits = self._step(after, [token], count - 1 + step)
+            best = logits.topk(2)
+            token = int(best.indices[0])
+            tokens.append(token)
+            logprobs.append(float(logits.log_softmax(-1)[token]))
+            leads.append(float(best.values[0] - best.values[1]))
+        return Continuation(kept.tolist(), tokens, logprobs, leads)
