@@ -37,6 +37,16 @@ class Handle:
         self.salt = salt
 
 
+@dataclass(frozen=True)
+class ShadowStep:
+    """As of ``qm_vllm_patches.scheduler``, which needs vLLM."""
+
+    shadow: str
+    start: int
+    stop: int
+    blocks: tuple[list[int], ...]
+
+
 @dataclass
 class Store(Pool):
     """Blocks, and what the prefix cache was told."""

@@ -18,7 +18,7 @@ from qm_vllm.engine.messages import JobResult, JobSpec, StepMessage, WorkerMessa
 from qm_vllm.engine.requests.scheduler_side import SchedulerSide
 from qm_vllm_patches.requests import Arrival
 from tests.settings import facts
-from tests.unit.test_scheduler_side import Handle
+from tests.unit.test_scheduler_side import Handle, ShadowStep
 
 SIZE = 32
 
@@ -31,6 +31,12 @@ class Asked(Handle):
     wanted: int = 1
     blocks: list[int] = field(default_factory=list)
     written: int = 0
+    shadow: bool = False
+    chunk: int = 0
+    reached: int = 0
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     @property
     def tokens(self) -> int:
@@ -95,6 +101,7 @@ class Scheduler:
         config = QuickMergeConfig(ratio=0.4, max_live_jobs=self.random.choice([1, 2, 4]))
         self.side = SchedulerSide(config, facts(prefix_caching=caching, block_size=SIZE))
         self.side.bind_blocks(self.blocks)
+        self.side.bind_shadows(self)
         self.waiting: list[Asked] = []
         self.running: list[Asked] = []
         self.jobs: dict[int, tuple[JobSpec, int]] = {}
@@ -111,12 +118,32 @@ class Scheduler:
         ))
         self.waiting.append(request)
 
+    def start(self, handle, shadow: str, token_ids, salt, last: int) -> None:
+        chunk = self.random.choice([len(token_ids), 300])
+        self.waiting.append(
+            Asked(list(token_ids), salt=salt, name=shadow, shadow=True, chunk=chunk)
+        )
+
+    def stop(self, shadow: str) -> None:
+        for queue in (self.waiting, self.running):
+            for request in [one for one in queue if one.name == shadow]:
+                queue[:] = [one for one in queue if one is not request]
+                self.blocks.give_back(request.blocks)
+
     def step(self, *, late: bool) -> None:
+        self.side.before_step()
         grown = self._grow()
         begun = self._admit()
-        message = self.side.step_message(grown + begun)
+        steps = [
+            ShadowStep(one.name, one.reached, min(one.reached + one.chunk, len(one.ids)),
+                       (one.blocks,))
+            for one in self.running if one.shadow and one.reached < len(one.ids)
+        ]
+        message = self.side.step_message(grown + begun, steps, {})
+        for step in steps:
+            self._named(step.shadow).reached = step.stop
         self._work(message, late=late)
-        for request in list(self.running):
+        for request in [one for one in self.running if not one.shadow]:
             self._check(request)
             request.written += 1
             if request.written >= request.wanted:
@@ -125,8 +152,11 @@ class Scheduler:
                 report = self.side.finished(request.name, len(request.blocks))
                 self.served[request.name] = report
 
+    def _named(self, name: str) -> Asked:
+        return next(one for one in self.running if one.name == name)
+
     def _grow(self) -> int:
-        for request in list(self.running):
+        for request in [one for one in self.running if not one.shadow]:
             while request in self.running and -(-(request.tokens + 1) // SIZE) > len(
                 request.blocks
             ):
@@ -139,14 +169,16 @@ class Scheduler:
 
     def _preempt(self, request: Asked) -> None:
         self.blocks.give_back(request.blocks)
-        request.blocks, request.started = [], False
+        request.blocks, request.started, request.reached = [], False, 0
         self.waiting.insert(0, request)
 
     def _admit(self) -> int:
         begun = 0
         for request in list(self.waiting):
-            hits = self.blocks.hits(request)
-            external = self.side.matched_tokens(request.name, len(hits) * SIZE)
+            hits = [] if request.shadow else self.blocks.hits(request)
+            external = 0
+            if not request.shadow:
+                external = self.side.matched_tokens(request.name, len(hits) * SIZE)
             if external is None:
                 continue
             needed = -(-(request.tokens + 1) // SIZE) - len(hits)
@@ -155,7 +187,8 @@ class Scheduler:
                 break
             self.blocks.touch(hits)
             request.blocks = hits + self.blocks.take(needed)
-            self.side.allocated(request.name, [request.blocks], external)
+            if not request.shadow:
+                self.side.allocated(request.name, [request.blocks], external)
             for block in request.blocks[len(hits):]:
                 self.blocks.holds[block] = request.name
             request.started = True
@@ -173,14 +206,19 @@ class Scheduler:
         for spec in message.jobs:
             self.jobs[spec.id] = (spec, self.random.randrange(1, 6))
         results = {}
+        last = {one.job for one in message.progress if one.blocks}
         for job, (spec, left) in list(self.jobs.items()):
             for block in spec.blocks:
                 self.blocks.holds[block] = ("busy", spec.key)
-            if left:
+            if spec.native and job not in last:
+                continue
+            if left and not spec.native:
                 self.jobs[job] = (spec, left - 1)
                 continue
             tokens = len(spec.token_ids)
             k = round_to_blocks(round((spec.config.ratio or 0.4) * tokens), tokens, 36, SIZE)
+            if spec.native:
+                k = min(spec.group_blocks[0] * SIZE + 1, tokens)
             for block in spec.blocks[: -(-(k - 1) // SIZE)]:
                 self.blocks.holds[block] = ("result", spec.key)
             results[job] = JobResult([*range(k - 1), tokens - 1], {"seconds": 0.1})
@@ -188,21 +226,29 @@ class Scheduler:
         told = WorkerMessage(results)
         if late and self.random.random() < 0.5:  # as under asynchronous scheduling
             self.late, told = told, getattr(self, "late", WorkerMessage())
+        for job in told.results:  # vLLM tells both in one call
+            run = self.side.native.runs.get(job)
+            if run is not None and any(one.name == run.shadow for one in self.running):
+                self.stop(run.shadow)
+                self.side.shadow_ended(run.shadow)
         self.side.worker_message(told)
 
     def _check(self, request: Asked) -> None:
         """The blocks of its prompt hold its own job's result, or what vLLM wrote itself."""
         tracked = self.side.tracked[request.name]
-        if tracked.outcome is None or tracked.notes:
+        if tracked.outcome is None or tracked.notes or tracked.prefills:
             return
         for block in request.blocks[: (len(request.ids) - 1) // SIZE]:
             assert self.blocks.holds[block] == ("result", tracked.plan.spec.key), request.name
 
 
+@pytest.mark.parametrize(
+    "deliveries", [("inject",), ("native",), ("inject", "native", "prefill")], ids="+".join
+)
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("caching", [True, False])
 @pytest.mark.parametrize("seed", range(40))
-def test_everything_is_served_and_nothing_is_left(seed, caching, late):
+def test_everything_is_served_and_nothing_is_left(seed, caching, late, deliveries):
     pick = random.Random(seed)
     total = pick.randrange(45, 90)
     engine = Scheduler(total, caching, seed)
@@ -211,11 +257,14 @@ def test_everything_is_served_and_nothing_is_left(seed, caching, late):
         kind = pick.choice(["ours", "ours", "plain", "whole", "short"])
         length = pick.randrange(10, 250) if kind == "short" else pick.randrange(300, 1200)
         options = {"plain": {"enabled": False}, "whole": {"ratio": 1.0}}.get(kind, {})
+        options |= {"delivery": pick.choice(deliveries)}
         engine.add(f"{kind} {number}", length, pick.randrange(1, 120), **options)
         for _ in range(pick.randrange(0, 4)):
             engine.step(late=late)
-        if engine.waiting and pick.random() < 0.15:  # a client hangs up
-            gone = engine.waiting.pop(pick.randrange(len(engine.waiting)))
+        users = [one for one in engine.waiting if not one.shadow]
+        if users and pick.random() < 0.15:  # a client hangs up
+            gone = pick.choice(users)
+            engine.waiting.remove(gone)
             engine.served[gone.name] = engine.side.finished(gone.name, 0)
         if pick.random() < 0.1:
             for request in list(engine.running):

@@ -195,7 +195,7 @@ class SchedulerSide:
         if tracked.prefills or missing <= 0 or tracked.notes:
             return 0
         spec = tracked.plan.spec
-        if self.config.encoder_batch:  # rounding, hence the choice, may be another this time
+        if self.config.encoder_batch or spec.native:  # rounding may be another this time
             spec = replace(spec, kept=tuple(tracked.outcome.kept))
         whole = len(spec.token_ids) == len(tracked.outcome.kept)
         if whole and missing < self.facts.block_size and spec.key not in self.board.entries:
