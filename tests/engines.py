@@ -112,3 +112,21 @@ def random_prompt(length: int, seed: int, vocab: int = 512) -> list[int]:
 
     chooser = random.Random(seed)
     return [chooser.randrange(3, vocab) for _ in range(length)]
+
+
+@contextmanager
+def forced_async(ahead: bool = True) -> Iterator[None]:
+    """Asynchronous scheduling as on a GPU, which vLLM's CPU platform switches off."""
+    import pytest
+    from vllm.platforms.cpu import CpuPlatform
+
+    original = CpuPlatform.check_and_update_config.__func__
+
+    def forced(platform: Any, config: Any) -> None:
+        original(platform, config)
+        config.scheduler_config.async_scheduling = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        if ahead and not _on_cuda():
+            patch.setattr(CpuPlatform, "check_and_update_config", classmethod(forced))
+        yield

@@ -163,10 +163,12 @@ class ShadowScheduler:
             return found
         # A shorter hit of a sliding-window group is other blocks, so none can be cut off.
         coordinator: KVCacheCoordinator = manager.coordinator
-        blocks, hit, _ = coordinator.find_longest_cache_hit(
+        blocks, hit, more = coordinator.find_longest_cache_hit(
             request.block_hashes, min(limit, request.num_tokens - 1)
         )
-        return manager.create_kv_cache_blocks(blocks), hit, 0, False
+        # As vLLM does it: where a group that keeps few blocks shall keep some for the next prompt.
+        boundary = hit + more if more else 0
+        return manager.create_kv_cache_blocks(blocks), hit, boundary, False
 
 
 class SyncShadowScheduler(ShadowScheduler, Scheduler):  # type: ignore[misc]

@@ -19,7 +19,10 @@ def left_empty(llm):
     yield
     run(llm, [random_prompt(8, 0)], greedy(2))  # one more step delivers the last releases
     side, worker = scheduler.connector.scheduler_side, get_kv_transfer_group().worker_side
-    for held in (side.tracked, side.board.entries, side.board.queue, worker.jobs):
+    for held in (
+        side.tracked, side.board.entries, side.board.queue, worker.jobs, side.native.runs,
+        side.native.new, scheduler.shadows.live, scheduler.shadows.limits, worker.native.jobs,
+    ):
         assert not held
     assert not scheduler.requests
     assert scheduler.kv_cache_manager.block_pool.get_num_free_blocks() == idle

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from qm_vllm import QuickMergeConfig
-from tests.engines import engine, random_prompt, scheduler_of
+from tests.engines import engine, forced_async, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
 from tests.integration.left_empty import left_empty
 
@@ -20,27 +20,17 @@ OPTIONS = {"skip_tokenizer_init": True}
 @pytest.fixture(scope="module", params=["sync", "async"])
 def llm(request, tiny_models):
     from vllm.platforms import current_platform
-    from vllm.platforms.cpu import CpuPlatform
 
     ahead = request.param == "async"
-    original = CpuPlatform.check_and_update_config.__func__
-
-    def forced(platform, config):
-        original(platform, config)
-        config.scheduler_config.async_scheduling = True
-
-    with pytest.MonkeyPatch.context() as patch:
-        if ahead and current_platform.is_cpu():
-            patch.setattr(CpuPlatform, "check_and_update_config", classmethod(forced))
-        with engine(
-            tiny_models("llama"), QuickMergeConfig(ratio=0.4, encoder_chunk_tokens=64),
-            enable_chunked_prefill=False, max_num_batched_tokens=4096, max_num_seqs=8,
-            scheduling_policy="priority", enable_prompt_embeds=True,
-            async_scheduling=ahead and not current_platform.is_cpu(), **OPTIONS,
-        ) as llm:
-            core = llm.llm_engine.engine_core.engine_core
-            assert (core.batch_queue is not None) is ahead
-            yield llm
+    with forced_async(ahead), engine(
+        tiny_models("llama"), QuickMergeConfig(ratio=0.4, encoder_chunk_tokens=64),
+        enable_chunked_prefill=False, max_num_batched_tokens=4096, max_num_seqs=8,
+        scheduling_policy="priority", enable_prompt_embeds=True,
+        async_scheduling=ahead and not current_platform.is_cpu(), **OPTIONS,
+    ) as llm:
+        core = llm.llm_engine.engine_core.engine_core
+        assert (core.batch_queue is not None) is ahead
+        yield llm
 
 
 @pytest.fixture
