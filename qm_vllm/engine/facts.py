@@ -74,19 +74,20 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
         num_layers=int(settings.text_config.num_hidden_layers),
         special_ids=_special_ids(settings.text_config, tokenizer),
         model_key=hashlib.sha256(repr(settings.identity).encode()).hexdigest(),
-        no_inject=_no_inject(settings, cache),
+        no_inject=no_inject(settings, cache),
         has_adapter=settings.architecture in FAMILIES,
         max_model_len=settings.max_model_len,
         shape=decoder_shape(settings),
         chat=ChatTurns(tokenizer),
         prefix_caching=settings.prefix_caching,
-        no_native=_no_native(settings, cache),
+        no_native=no_native(settings, cache),
         windows=cache.windows,
         step_tokens=settings.step_tokens,
     )
 
 
-def _no_inject(settings: EngineSettings, cache: CacheFacts) -> str | None:
+def no_inject(settings: EngineSettings, cache: CacheFacts) -> str | None:
+    """Why the inject delivery is impossible in this engine; None if it is possible."""
     if settings.architecture not in FAMILIES:
         why = (
             f"{settings.architecture} has no adapter (available: {', '.join(sorted(FAMILIES))})"
@@ -110,8 +111,11 @@ KEYS_AND_VALUES = frozenset({"FullAttentionSpec", "SlidingWindowSpec"})
 """vLLM's names for caches of keys and values, one pair a token."""
 
 
-def _no_native(settings: EngineSettings, cache: CacheFacts) -> str | None:
-    """What the workers find out about the model itself comes with their first message."""
+def no_native(settings: EngineSettings, cache: CacheFacts) -> str | None:
+    """Why the native delivery is impossible in this engine; None if it is possible.
+
+    What the workers find out about the model itself comes with their first message.
+    """
     others = sorted(set(cache.kinds) - KEYS_AND_VALUES)
     if others:
         return f"layers keep something else than keys and values ({', '.join(others)})"

@@ -15,8 +15,8 @@ ends with one. Later jobs run."""
 class FailingMixin(QuickMergeWorkerMixin):
     """As :class:`QuickMergeWorkerMixin`, on all ranks but the first with faults."""
 
-    def model_loaded(self, connector: Any, settings: Any, model: Any, device: Any) -> None:
-        super().model_loaded(connector, settings, model, device)
+    def model_loaded(self, *arguments: Any) -> None:
+        super().model_loaded(*arguments)
         if self.rank:
             plant_faults()
 

@@ -8,6 +8,7 @@ from qm_vllm import QuickMergeConfig, engine_args
 from tests.engines import engine, random_prompt
 from tests.integration.failing_worker import STAGES
 from tests.integration.generate import greedy, run
+from tests.native_reference import NativeReference
 
 CONFIG = QuickMergeConfig(ratio=0.4)
 
@@ -36,3 +37,17 @@ def test_an_exception_on_one_rank_ends_the_request_on_all(llm, want):
     ((tokens, report),) = run(llm, [ids], greedy(12))
     assert report["status"] == "compressed"
     assert tokens == want(ids, 0.4).tokens
+
+
+def test_ranks_keep_the_same_of_a_prompt_that_vllm_prefills(llm, tiny_models):
+    """Each has half of the heads; what stays is chosen over all of them."""
+    reference = NativeReference(str(tiny_models("llama")))
+    prompts = [random_prompt(length, length) for length in (700, 300)]
+    got = run(llm, prompts, greedy(12, delivery="native", details=True))
+    for ids, (tokens, report) in zip(prompts, got, strict=True):
+        want = reference.generate(
+            ids, block_size=32, max_tokens=12, ratio=0.4, special=(0, 1, 2)
+        )
+        assert report["status"] == "compressed", report
+        assert report["details"]["kept_indices"] == want.kept
+        assert tokens[: want.decided()] == want.tokens[: want.decided()]

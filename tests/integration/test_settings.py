@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.facts import refuse
+from qm_vllm import QuickMergeConfig, engine_args
+from qm_vllm.engine.facts import no_inject, no_native, refuse
 from qm_vllm.engine.worker import QuickMergeWorkerMixin
 from qm_vllm_patches import checks
+from qm_vllm_patches.settings import CacheFacts
 from tests.engines import engine, make_tiny_model, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
 from tests.settings import settings
@@ -22,7 +23,9 @@ def test_decoder_without_adapter(tmp_path):
         ((_, report),) = run(llm, [ids], greedy(4))
         assert report["status"] == "untouched"
         assert "no adapter" in report["reason"]
-        assert 'delivery="prefill"' in report["reason"]
+        assert 'delivery="native" or "prefill"' in report["reason"]
+        ((_, report),) = run(llm, [ids], greedy(4, delivery="native"))
+        assert "depends on positions" in report["reason"]  # they are learned, and added
         ((got, report),) = run(llm, [ids], greedy(12, delivery="prefill", details=True))
         assert report["status"] == "compressed", report
         assert report["kept_tokens"] == 200
@@ -46,8 +49,7 @@ def test_decoder_without_adapter(tmp_path):
         ({"runner": "pooling"}, "pooling"),
         ({"uses_mla": True}, "MLA"),
         ({"is_moe": True}, None),
-        ({"is_moe": True, "expert_parallel": True}, "mixture-of-experts"),
-        ({"has_lora": True}, "LoRA"),
+        ({"has_lora": True}, None),
     ],
 )
 def test_unsupported_settings_are_refused_with_a_sentence(changes, word):
@@ -55,11 +57,34 @@ def test_unsupported_settings_are_refused_with_a_sentence(changes, word):
     assert (refusal is None) if word is None else (word in refusal)
 
 
+@pytest.mark.parametrize(
+    ("changes", "inject", "native"),
+    [
+        ({}, None, None),
+        ({"is_moe": True, "expert_parallel": True}, "mixture-of-experts", None),
+        ({"has_lora": True}, "LoRA", None),
+        ({"quantised": True}, None, "quantised"),
+        ({"full_graphs": True}, None, "FULL_AND_PIECEWISE"),
+        ({"speculative": True}, "speculative", "speculative"),
+        ({"kinds": ("FullAttentionSpec", "MambaSpec")}, None, "MambaSpec"),
+        ({"block_sizes": (32, 16)}, None, "blocks of"),
+        ({"groups": 3, "block_sizes": (32, 32, 32)}, "KV-cache groups", None),
+    ],
+)
+def test_each_delivery_says_why_it_cannot_work(changes, inject, native):
+    ours = {name: changes[name] for name in changes if hasattr(settings(), name)}
+    cache = {name: value for name, value in changes.items() if name not in ours}
+    values = {"groups": 1, "block_bytes": 1, "kinds": ("FullAttentionSpec",), **cache}
+    made = settings(**ours), CacheFacts(**values)
+    for reason, word in ((no_inject(*made), inject), (no_native(*made), native)):
+        assert (reason is None) if word is None else (word in reason)
+
+
 def test_a_worker_without_our_connector_is_refused():
     """As inside vLLM's MultiConnector, where ours is not the engine's own."""
     inside = type("MultiConnector", (), {})()
     with pytest.raises(RuntimeError, match=r"needs QuickMergeConnector .* not MultiConnector"):
-        QuickMergeWorkerMixin().model_loaded(inside, settings(), None, None)
+        QuickMergeWorkerMixin().model_loaded(inside, settings(), None, None, None)
 
 
 def test_a_vllm_that_does_not_fit_is_refused_with_a_sentence(monkeypatch):
@@ -107,6 +132,21 @@ def test_vllm_preempts_under_pressure_and_tokens_stay_the_same(tiny_models):
     assert [tokens for tokens, _ in got] == [tokens for tokens, _ in want]
 
 
+def test_an_engine_with_another_scheduler_serves_what_it_can(tiny_models):
+    config = QuickMergeConfig(ratio=0.4)
+    arguments = engine_args(config) | {
+        "scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"
+    }
+    ids = random_prompt(400, 1)
+    with engine(tiny_models("llama"), **arguments, **OPTIONS) as llm:
+        (_, ours), (_, native) = run(
+            llm, [ids, ids], [greedy(4), greedy(4, delivery="native")]
+        )
+    assert ours["status"] == "compressed"
+    assert native["status"] == "untouched"
+    assert "scheduler_cls" in native["reason"]
+
+
 @pytest.mark.slow
 def test_compiled_engine_keeps_all_tokens_like_plain(tiny_models):
     prompts = [random_prompt(500, 4)]
@@ -117,9 +157,16 @@ def test_compiled_engine_keeps_all_tokens_like_plain(tiny_models):
     ) as llm:
         ours = run(llm, prompts, greedy(32))
         cut = run(llm, prompts, greedy(32, ratio=0.4))
+        for ratio, want in ((1.0, plain), (0.4, None)):
+            ((tokens, report),) = run(llm, prompts, greedy(32, ratio=ratio, delivery="native"))
+            assert report["delivery"] == "native"
+            assert want is None or tokens == want[0][0]
+            natively = tokens
     assert ours[0][0] == plain[0][0]
     with engine(tiny_models("llama"), QuickMergeConfig(), **OPTIONS) as llm:
         assert run(llm, prompts, greedy(32, ratio=0.4))[0][0] == cut[0][0]
+        got = run(llm, prompts, greedy(32, ratio=0.4, delivery="native"))
+        assert got[0][0] == natively
 
 
 def test_a_calibration_of_another_model_stops_the_start(tiny_models, tmp_path):
