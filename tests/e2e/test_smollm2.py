@@ -30,7 +30,7 @@ def llm(smollm2, plain_tokens):
         yield llm
 
 
-@pytest.mark.parametrize("delivery", ["inject", "prefill"])
+@pytest.mark.parametrize("delivery", ["inject", "native", "prefill"])
 def test_keep_all_equals_plain_vllm_over_64_tokens(llm, essay_ids, plain_tokens, delivery):
     ((tokens, report),) = run(
         llm, [essay_ids(LENGTH)], greedy(64, ratio=1.0, delivery=delivery)
