@@ -18,7 +18,7 @@ from qm_vllm.presets import with_preset
 SALIENCIES = ("auto", "query", "entropy", "norm", "ned")
 GROUPINGS = ("contiguous", "knn", "chain")
 MERGES = ("weighted", "select", "mean")
-DELIVERIES = ("inject", "native", "prefill")
+DELIVERIES = ("auto", "inject", "native", "prefill")
 POSITIONS = ("source", "compact")
 ROLES = ("system", "user", "assistant", "last_user")
 
@@ -157,10 +157,11 @@ class QuickMergeConfig:
 
     # --- delivery ----------------------------------------------------------------------------
     delivery: str = option(
-        "inject", check=partial(checks.choice, allowed=DELIVERIES), by=REQUEST,
+        "auto", check=partial(checks.choice, allowed=DELIVERIES), by=REQUEST,
         help="How vLLM gets the result: inject runs the model's lower layers over the prompt and "
              "writes the KV of the kept positions; native lets vLLM prefill the prompt and copies "
-             "the KV of the kept ones, for any model; prefill lets vLLM prefill the kept tokens",
+             "the KV of the kept ones, for any model; prefill lets vLLM prefill the kept tokens; "
+             "auto: inject where the model has an adapter, else native from 1,024 tokens on",
     )
     positions: str = option(
         "source", check=partial(checks.choice, allowed=POSITIONS), by=RESEARCH,

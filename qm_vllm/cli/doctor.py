@@ -132,14 +132,14 @@ def _demo() -> list[Row]:
 
 
 def _unsupported() -> list[Row]:
-    """Set-ups that an engine refuses, whatever the machine, with the reason."""
+    """Set-ups that an engine or a delivery refuses, whatever the machine, with the reason."""
     reasons = {
         "pipeline parallel": "a model's layers live in several processes; the encoder runs in one",
         "context parallel": "a prompt's KV is spread over processes; whole positions are written",
-        "expert / data parallel MoE": "a pass on one rank would hang the exchange of experts",
-        "MLA models": "their cache holds compressed latents, not K and V",
-        "LoRA": "the encoder does not apply adapters",
-        "hybrid attention, speculative decoding": "only with --delivery prefill",
+        "recurrent layers, MLA models": "they keep states or latents, not keys and values",
+        "expert / data parallel MoE, LoRA, hybrid attention": "only with --delivery native: the "
+        "encoder runs on one rank, without adapters and sliding windows",
+        "speculative decoding": "only with --delivery prefill",
         "images, audio, video": "such prompts pass untouched: their placeholders must not move",
         "prompt_logprobs": "such requests pass untouched: they need every position",
     }

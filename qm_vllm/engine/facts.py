@@ -104,7 +104,7 @@ def no_inject(settings: EngineSettings, cache: CacheFacts) -> str | None:
         why = "LoRA is on"
     else:
         return None
-    return f'{why}; use delivery="native" or "prefill"'
+    return f'{why}; use delivery="auto", "native" or "prefill"'
 
 
 KEYS_AND_VALUES = frozenset({"FullAttentionSpec", "SlidingWindowSpec"})

@@ -66,6 +66,8 @@ def job_bytes(
     Args:
         kept: K or a bound on it, where it is known.
     """
+    if config.delivery == "native":
+        return native_bytes(config, shape, num_tokens, num_tokens if kept is None else kept)
     wanted, depth = needs(config), encoder_depth(config, shape.num_layers)
     layer = num_tokens * (shape.pair + shape.pair // 2) + 2 * min(num_tokens, ROWS) * shape.pair
     row = 4 * WINDOW_QUERIES * num_tokens  # one head's weights in float32
@@ -79,7 +81,7 @@ def job_bytes(
     if config.delivery == "prefill" and "attention" in wanted:
         layers = min(depth, window_layers(config, shape.num_layers))
         total += num_tokens * shape.pair * layers
-    if config.delivery == "inject" and shape.stashes:
+    if config.delivery != "prefill" and shape.stashes:
         total += num_tokens * shape.pair * depth
     return total
 
@@ -87,7 +89,7 @@ def job_bytes(
 def native_bytes(
     config: QuickMergeConfig, shape: DecoderShape, num_tokens: int, kept: int
 ) -> int:
-    """The same for a prompt that vLLM prefills: an upper estimate of what compacting it holds.
+    """The same for a prompt that vLLM prefills: what compacting it holds.
 
     The queries of the prompt's end, and the larger of two things: one layer's keys with the
     attention weights of these queries, and one layer's kept rows twice.

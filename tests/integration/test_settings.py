@@ -23,7 +23,7 @@ def test_decoder_without_adapter(tmp_path):
         ((_, report),) = run(llm, [ids], greedy(4))
         assert report["status"] == "untouched"
         assert "no adapter" in report["reason"]
-        assert 'delivery="native" or "prefill"' in report["reason"]
+        assert '"native" or "prefill"' in report["reason"]
         ((_, report),) = run(llm, [ids], greedy(4, delivery="native"))
         assert "depends on positions" in report["reason"]  # they are learned, and added
         ((got, report),) = run(llm, [ids], greedy(12, delivery="prefill", details=True))

@@ -338,7 +338,10 @@ def test_a_prompt_whose_job_does_not_fit_passes_untouched_and_says_why():
 
 
 @pytest.mark.parametrize(("changes", "options", "warned"), [
-    ({"no_inject": "OPT has no adapter"}, {}, True),
+    ({"no_inject": "OPT has no adapter"}, {"delivery": "inject"}, True),
+    ({"no_native": "recurrent"}, {"delivery": "native"}, True),
+    ({"no_inject": "OPT has no adapter", "no_native": "recurrent"}, {}, True),
+    ({"no_inject": "OPT has no adapter"}, {}, False),
     ({"no_inject": "OPT has no adapter"}, {"delivery": "prefill"}, False),
     ({"no_inject": "OPT has no adapter"}, {"enabled": False}, False),
     ({}, {}, False),

@@ -53,7 +53,7 @@ Sour.__name__ = "LlamaForCausalLM"
 def test_any_model_is_survived_and_the_reason_told(caplog, monkeypatch, model):
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     made = side()
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         made.attach_model(model, torch.float32, torch.device("cpu"))
     assert made.problem
     assert made.start_message().problem == made.problem

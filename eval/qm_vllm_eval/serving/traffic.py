@@ -137,7 +137,8 @@ class Traffic:
         ratio = round(pick.uniform(0.2, 1.0), 2)
         return pick.choice([
             {}, {"ratio": ratio}, {"ratio": ratio}, {"ratio": ratio, "query_visible": False},
-            {"ratio": ratio, "delivery": "prefill"}, {"ratio": ratio, "positions": "compact"},
+            {"ratio": ratio, "delivery": "prefill"},
+            {"ratio": ratio, "delivery": "native"}, {"ratio": ratio, "positions": "compact"},
             {"ratio": 1.0}, {"enabled": False}, {"max_kept": pick.randint(60, 400)},
             {"alpha": 0.45}, {"max_error": 0.4}, {"preset": "cache"}, {"keep_roles": "system"},
             {"ratio": ratio, "protect_ranges": [[8, 20]]}, {"merge": "mean", "grouping": "knn"},

@@ -38,6 +38,6 @@ def view_decoder(model: Any) -> DecoderView:
     if name not in FAMILIES:
         raise UnsupportedDecoder(
             f"{name} has no adapter (available: {', '.join(sorted(FAMILIES))}); "
-            'use delivery="prefill", which scores the token embeddings'
+            'use delivery="auto" or "native", or "prefill", which scores the token embeddings'
         )
     return FAMILIES[name](model)

@@ -70,9 +70,11 @@ class WorkerSide:
         except Exception as error:  # models come in all shapes; the engine serves them anyway
             logger.exception("qm_vllm: looking into the model failed")
             self.problem = f"looking into the model failed: {type(error).__name__}: {error}"
+        # Where vLLM prefills the prompts it is no loss.
+        tell = logger.warning if self.config.delivery == "inject" else logger.info
         for problem in (self.problem, self.cache_problem):
-            if problem and self.config.delivery == "inject":
-                logger.warning("qm_vllm: %s", problem)
+            if problem:
+                tell("qm_vllm: %s", problem)
         if self.problem:
             view = embedding_view(model)
             self.runner = None if view is None else DenseRunner(view, dtype, device, chunk)

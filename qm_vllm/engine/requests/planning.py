@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qm_vllm.compress import needs, protected_positions, round_to_blocks
 from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
-from qm_vllm.engine.memory import bound_kept, job_bytes, native_bytes
+from qm_vllm.engine.memory import bound_kept, job_bytes
 from qm_vllm.engine.messages import JobSpec
 from qm_vllm.engine.native.blocks import own_blocks, prompt_blocks
 from qm_vllm.engine.requests.chat_turns import places
@@ -20,6 +20,9 @@ from qm_vllm.request_options import check_ranges, parse_request_args
 from qm_vllm.turns import kept_turns
 from qm_vllm_patches.requests import Arrival
 
+NATIVE_FROM = 1024
+"""Tokens of the shortest prompt that vLLM prefills for a job where nobody asked for it."""
+
 
 @dataclass(frozen=True)
 class Room:
@@ -29,12 +32,14 @@ class Room:
         max_tokens: longest prompt. max_bytes: of worker memory. None: any.
         blocks: KV blocks of the engine; None: not known yet.
         no_native: why vLLM cannot prefill prompts for jobs; None if it can.
+        no_inject: why the model's layers cannot be run over a prompt; None if they can.
     """
 
     max_tokens: int | None = None
     max_bytes: int | None = None
     blocks: int | None = None
     no_native: str | None = None
+    no_inject: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ def plan_request(
         Untouched: with the reason, for anything that cannot or should not be compressed.
     """
     config = _options(arrival, base, facts)
+    if config.delivery == "auto":
+        config = replace(config, delivery=_delivery(arrival, config, facts, room))
     _refuse(arrival, config, room)
     if config.delivery == "inject" and facts.no_inject:
         raise Untouched("no_inject", facts.no_inject)
@@ -123,6 +130,27 @@ def _refuse(arrival: Arrival, config: QuickMergeConfig, room: Room) -> None:
     ):
         if present:
             raise Untouched(kind, reason)
+
+
+def _delivery(
+    arrival: Arrival, config: QuickMergeConfig, facts: EngineFacts, room: Room
+) -> str:
+    """What ``delivery="auto"`` means for a request.
+
+    The encoder, where it runs: it saves work. Else vLLM prefills the prompt, which costs one more
+    step than without us, so short prompts are left alone.
+    """
+    if facts.no_inject is None and room.no_inject is None and arrival.lora is None:
+        return "inject"
+    if facts.no_native or room.no_native or needs(config) != {"attention"}:
+        return "inject" if arrival.lora is None else "native"  # whose reason is the one to read
+    if config.enabled and config.min_tokens <= arrival.tokens < NATIVE_FROM:
+        raise Untouched(
+            "short",
+            f"{arrival.tokens} prompt tokens: below {NATIVE_FROM:,} it would cost one more step than "
+            'it is worth where vLLM prefills the prompt; delivery="native" does it',
+        )
+    return "native"
 
 
 def _refuse_native(config: QuickMergeConfig, problem: str | None) -> None:
@@ -199,10 +227,9 @@ def _demand(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
     at_most = bound_kept(spec.config, tokens, protected)
     if size is not None:
         at_most = round_to_blocks(at_most, tokens, protected, size)
-    if spec.native:
-        assert size is not None
-        return _native_demand(spec, at_most, facts)
     held = job_bytes(spec.config, facts.shape, tokens, at_most)
+    if spec.native:
+        return _native_demand(spec, held, facts)
     if size is None:
         return Demand(held, 0, 0, 0)
     kept = -(-max(0, at_most - 1) // size)
@@ -211,13 +238,12 @@ def _demand(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
     return Demand(held, -(-tokens // size), kept, spare)
 
 
-def _native_demand(spec: JobSpec, kept: int, facts: EngineFacts) -> Demand:
+def _native_demand(spec: JobSpec, held: int, facts: EngineFacts) -> Demand:
     """Blocks of the result, and beside them those in which vLLM prefills the prompt."""
     size, groups = facts.block_size, len(facts.windows)
     own, tokens = sum(spec.group_blocks), len(spec.token_ids)
     source = prompt_blocks(tokens, facts.windows, size, facts.step_tokens)
     delivered = groups if facts.prefix_caching else own + groups
-    held = native_bytes(spec.config, facts.shape, tokens, kept)
     return Demand(held, own, own, max(source, delivered))
 
 

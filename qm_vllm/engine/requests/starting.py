@@ -17,9 +17,12 @@ logger = get_logger(__name__)
 
 def warn(config: QuickMergeConfig, facts: EngineFacts) -> None:
     """Say once if the engine's own delivery cannot work in it."""
-    problem = {"inject": facts.no_inject, "native": facts.no_native}.get(config.delivery)
+    inject, native = facts.no_inject, facts.no_native
+    problem = {"inject": inject, "native": native, "auto": inject and native}.get(config.delivery)
     if config.enabled and problem:
         logger.warning("qm_vllm: all requests will pass untouched: %s", problem)
+    elif config.enabled and config.delivery == "auto" and inject:
+        logger.info("qm_vllm: vLLM prefills the prompts itself: %s", inject)
 
 
 def told(
@@ -33,11 +36,13 @@ def told(
     bound = min(message.job_bytes for message in messages)
     problem = next((one.problem for one in messages if one.problem), None)
     if problem and facts.no_inject is None:
-        logger.warning("qm_vllm: the model's layers cannot be run: %s", problem)
+        logger.warning("qm_vllm: the encoder cannot run on this model: %s", problem)
     native = next((one.native_problem for one in messages if one.native_problem), None)
     if native and config.delivery == "native" and facts.no_native is None:
         logger.warning("qm_vllm: all requests will pass untouched: %s", native)
-    room = replace(room, max_bytes=bound, no_native=room.no_native or native)
+    room = replace(
+        room, max_bytes=bound, no_native=room.no_native or native, no_inject=problem
+    )
     limits = [facts.max_model_len]
     if room.max_tokens is not None:
         limits.append(room.max_tokens)
