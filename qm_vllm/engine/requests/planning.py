@@ -147,8 +147,8 @@ def _delivery(
     if config.enabled and config.min_tokens <= arrival.tokens < NATIVE_FROM:
         raise Untouched(
             "short",
-            f"{arrival.tokens} prompt tokens: below {NATIVE_FROM:,} it would cost one more step than "
-            'it is worth where vLLM prefills the prompt; delivery="native" does it',
+            f"{arrival.tokens} prompt tokens: below {NATIVE_FROM:,} the extra step "
+            'where vLLM prefills the prompt would cost too much; delivery="native" does it',
         )
     return "native"
 
