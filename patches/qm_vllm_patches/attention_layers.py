@@ -134,6 +134,8 @@ def equal_tokens(
     places = torch.tensor(positions, dtype=torch.int64, device=device)
     if config.model_config.uses_mrope:
         places = places.expand(3, -1).contiguous()
+    if config.lora_config is not None:  # its layers ask whose adapter each row has: nobody's
+        runner._set_active_loras((0,) * count, (0,) * count, set())
     with (
         torch.inference_mode(), _recorded(layers, found), set_current_vllm_config(config),
         set_forward_context(

@@ -152,7 +152,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "determine_available_memory", "device", "initialize_from_config", "model_runner",
         "vllm_config",
     ),
-    "ModelRunner": ("get_model", "input_batch", "prepare_inputs", "vllm_config"),
+    "ModelRunner": (
+        "_set_active_loras", "get_model", "input_batch", "prepare_inputs", "vllm_config",
+    ),
     "InputBatch": ("req_ids",),
     "Attention": (
         "head_size", "impl", "kv_sharing_target_layer_name", "layer_name", "num_heads",

@@ -115,6 +115,18 @@ def test_a_second_question_finds_the_documents_plain_blocks(live, reference):
     assert got[: want.decided()] == want.tokens[: want.decided()]
 
 
+def test_prefills_for_jobs_are_counted_apart(live):
+    side = scheduler_of(live).connector.scheduler_side
+    side.tally.take()
+    document = random_prompt(600, 15)
+    for seed in (16, 17, 18):
+        run(live, [document + random_prompt(70, seed)], greedy(1))
+    counts = side.tally.take()["counts"]
+    assert counts["shadow_prefills"] == counts["jobs"] == counts["compressed"] == 3
+    assert counts["shadow_tokens"] == counts["source_tokens"] == 3 * 670
+    assert counts["shadow_cached_tokens"] >= 600 // BLOCK * BLOCK
+
+
 def test_equal_prompts_share_one_prefill_and_a_repeated_one_needs_none(live):
     ids = random_prompt(500, 8)
     got = run(live, [ids, ids], greedy(STEPS))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qm_vllm.engine.messages import JobResult, JobSpec, Progress
+from qm_vllm.engine.requests.tally import Tally
 from qm_vllm.engine.requests.tracked import Tracked
 from qm_vllm.layers import WINDOW_QUERIES
 from qm_vllm_patches.requests import RequestHandle
@@ -139,8 +140,12 @@ class NativeRuns:
             if run.shadow == shadow and run.error is None:
                 run.error = "vLLM ended its prefill without a result"
 
-    def complete(self, job: int, result: JobResult) -> None:
-        """A result came: the prompt's own figures belong to it."""
+    def complete(self, job: int, result: JobResult, tally: Tally) -> None:
+        """A result came: the prompt's own figures belong to it, and are counted."""
         run = self.runs.get(job)
-        if run is not None and not result.error:
-            result.figures["prefill_cached_tokens"] = run.hit
+        if run is None or result.error:
+            return
+        result.figures["prefill_cached_tokens"] = run.hit
+        tally.counts["shadow_prefills"] += 1
+        tally.counts["shadow_tokens"] += len(run.spec.token_ids)
+        tally.counts["shadow_cached_tokens"] += run.hit or 0

@@ -128,7 +128,7 @@ class SchedulerSide:
             self._result(job, result)
 
     def _result(self, job: int, result: JobResult) -> None:
-        self.native.complete(job, result)
+        self.native.complete(job, result, self.tally)
         entry = self.board.finish(job, 0 if result.error else len(result.kept))
         if entry is not None:
             self._ended(entry, result)
