@@ -97,7 +97,7 @@ def no_inject(settings: EngineSettings, cache: CacheFacts) -> str | None:
     elif cache.groups != 1:
         why = f"the model has {cache.groups} KV-cache groups (hybrid attention)"
     elif settings.speculative:
-        why = "speculative decoding is on"
+        return 'speculative decoding is on; use delivery="prefill"'
     elif settings.is_moe and (settings.expert_parallel or settings.data_parallel > 1):
         why = "mixture-of-experts runs with expert or data parallelism"
     elif settings.has_lora:

@@ -63,4 +63,4 @@ def test_the_inject_delivery_says_why_it_cannot_work(gemma):
     _, llm = gemma
     _, report = ask(llm, random_prompt(150, seed=1), delivery="inject")
     assert report["status"] == "untouched"
-    assert 'sliding-window layers; use delivery="prefill"' in report["reason"]
+    assert 'sliding-window layers; use delivery="auto", "native" or "prefill"' in report["reason"]
