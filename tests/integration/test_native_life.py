@@ -7,6 +7,8 @@ prompts take several.
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from qm_vllm import QuickMergeConfig
@@ -115,13 +117,19 @@ def test_a_second_question_finds_the_documents_plain_blocks(live, reference):
     assert got[: want.decided()] == want.tokens[: want.decided()]
 
 
-def test_prefills_for_jobs_are_counted_apart(live):
-    side = scheduler_of(live).connector.scheduler_side
-    side.tally.take()
+def test_prefills_for_jobs_are_counted_apart(live, monkeypatch):
+    tally, counts = scheduler_of(live).connector.scheduler_side.tally, Counter()
+    take = tally.take
+
+    def taken():
+        data = take()
+        counts.update((data or {}).get("counts", {}))
+        return data
+
+    monkeypatch.setattr(tally, "take", taken)
     document = random_prompt(600, 15)
     for seed in (16, 17, 18):
-        run(live, [document + random_prompt(70, seed)], greedy(1))
-    counts = side.tally.take()["counts"]
+        run(live, [document + random_prompt(70, seed)], greedy(2))
     assert counts["shadow_prefills"] == counts["jobs"] == counts["compressed"] == 3
     assert counts["shadow_tokens"] == counts["source_tokens"] == 3 * 670
     assert counts["shadow_cached_tokens"] >= 600 // BLOCK * BLOCK
