@@ -59,21 +59,29 @@ class PagedCache:
         return self._whole(attn, blocks, rows, slice(0, 1))[0]
 
     def rows(
-        self, attn: Any, blocks: torch.Tensor, positions: torch.Tensor
+        self, attn: Any, blocks: torch.Tensor, positions: torch.Tensor,
+        known: dict[tuple[Any, ...], torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Some rows of a sequence of blocks: keys and values [R, KVH, D].
 
         Args:
             blocks: as of :meth:`read`. positions: int64 [R], within the sequence.
+            known: where earlier calls with the same blocks and positions found their numbers; one
+                for each layout is added. Finding them takes as long as reading them.
         """
         cache = self._flat(attn)
         if not cache.is_contiguous():
             keys, values = self.read(attn, blocks, blocks.shape[0] * self.block_size)
             return keys[positions], values[positions]
-        places, flat = self.layouts[self._kind(attn)].places, cache.view(-1)
-        first = (blocks[positions // self.block_size] * cache[0].numel())[:, None, None]
-        slots = positions % self.block_size
-        return flat[first + places[0][slots]], flat[first + places[1][slots]]
+        kind = self._kind(attn)
+        if kind not in known:
+            places = self.layouts[kind].places
+            first = (blocks[positions // self.block_size] * cache[0].numel())[:, None, None]
+            known[kind] = first + places[:, positions % self.block_size]
+        keys, values = cache.view(-1).index_select(0, known[kind].flatten()).view(
+            known[kind].shape
+        )
+        return keys, values
 
     def _whole(
         self, attn: Any, blocks: torch.Tensor, rows: int, parts: slice

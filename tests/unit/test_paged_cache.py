@@ -65,8 +65,22 @@ def test_what_was_written_is_read(dtype, seed, blocks, short):
     keys, values = rows(count, seed, dtype)
     cache.write(attn, keys, values, slots_of(ids, SIZE, 0, count))
     got = cache.read(attn, ids, count)
+    assert torch.equal(cache.keys(attn, ids, count), got[0])
+    some, known = torch.arange(0, count, 3), {}
+    for _ in range(2):  # found, and then known
+        for part, whole in zip(cache.rows(attn, ids, some, known), got, strict=True):
+            assert torch.equal(part, whole[some])
+    assert len(known) == 1
+    cache.tensors = {name: spread(one) for name, one in cache.tensors.items()}
+    for part, whole in zip(cache.rows(attn, ids, some, {}), got, strict=True):
+        assert torch.equal(part, whole[some])
     assert torch.equal(got[0], keys)
     assert torch.equal(got[1], values)
+
+
+def spread(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, but not one after the other in memory."""
+    return torch.stack((tensor, tensor), -1)[..., 0]
 
 
 def test_learning_leaves_the_placeholder_block_as_it_was():

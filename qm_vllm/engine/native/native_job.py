@@ -8,6 +8,7 @@ N - K positions, and a request finds them there as it finds any prefix.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -161,6 +162,7 @@ class NativeJob:
         """Copy K - 1 positions into the job's own blocks; the last token is left to vLLM."""
         spec, size = self.spec, self.cache.block_size
         count, k = len(spec.token_ids), kept.shape[0]
+        known: dict[tuple[int, bool], dict[tuple[Any, ...], torch.Tensor]] = {}
         own = [self._ids(blocks) for blocks in split(spec.blocks, spec.group_blocks)]
         for one in self.layers:
             module, group, first = one.layer.module, one.layer.group, 0
@@ -169,7 +171,8 @@ class NativeJob:
                 # The window counts positions, so here the newest stay, whatever was chosen.
                 first = max(0, k - (self.windows[group] or k))
                 positions = torch.arange(first, k - 1, device=self.device) + (count - k)
-            keys, values = self.cache.rows(module, source[group], positions)
+            found = known.setdefault((group, one.window is None), {})
+            keys, values = self.cache.rows(module, source[group], positions, found)
             keys = one.back(keys, count - k)
             offset = first_block(k, self.windows[group], size) * size
             slots = slots_of(own[group], size, first - offset, k - 1 - offset)
