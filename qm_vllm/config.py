@@ -161,7 +161,8 @@ class QuickMergeConfig:
         help="How vLLM gets the result: inject runs the model's lower layers over the prompt and "
              "writes the KV of the kept positions; native lets vLLM prefill the prompt and copies "
              "the KV of the kept ones, for any model; prefill lets vLLM prefill the kept tokens; "
-             "auto: inject where the model has an adapter, else native from 1,024 tokens on",
+             "auto: inject where the model has an adapter, native from 1,024 tokens on for other "
+             "models and for conversations that go on",
     )
     positions: str = option(
         "source", check=partial(checks.choice, allowed=POSITIONS), by=RESEARCH,

@@ -10,6 +10,11 @@ Turn = tuple[str, int, int]
 """Role, first position, position behind the last one."""
 
 
+def goes_on(turns: Sequence[Turn]) -> bool:
+    """Whether a conversation has been answered before: an answer stands before its last turn."""
+    return any(role == "assistant" for role, _, _ in turns[:-1])
+
+
 def kept_turns(config: QuickMergeConfig, turns: Sequence[Turn], num_tokens: int) -> list[Turn]:
     """The turns that ``config.keep_roles`` protects.
 

@@ -138,6 +138,39 @@ def test_a_prompt_that_does_not_fit_beside_its_result_is_refused():
     assert "KV blocks" in engine.side.finished("r", 20)["reason"]
 
 
+TALK = [("user", 0, 100), ("assistant", 100, 300), ("user", 300, 1190), ("assistant", 1190, 1200)]
+
+
+@pytest.mark.parametrize(("turns", "facts", "options", "delivery"), [
+    ([], {}, {}, "inject"),
+    (TALK[:1] + TALK[3:], {}, {}, "inject"),
+    (TALK, {}, {}, "native"),
+    (TALK, {"prefix_caching": False}, {}, "inject"),
+    (TALK, {}, {"query_visible": False}, "inject"),
+    (TALK, {}, {"max_error": 0.2}, "inject"),
+    (TALK, {"no_native": "recurrent"}, {}, "inject"),
+    ([], {"no_inject": "no adapter"}, {}, "native"),
+    ([], {"no_inject": "no adapter"}, {"query_visible": False}, None),
+    ([], {"no_inject": "no adapter", "no_native": "recurrent"}, {}, None),
+])
+def test_auto_is_decided_by_the_prompt_and_the_engine(turns, facts, options, delivery):
+    engine = Engine(QuickMergeConfig(ratio=0.4), **facts)
+    engine.side.bind_shadows(object())
+    engine.side.facts.chat.find = lambda ids: turns
+    engine.add("r", ids=list(range(1200)), **options)
+    plan = engine.side.tracked["r"].plan
+    assert (plan and plan.config.delivery) == delivery
+
+
+def test_auto_leaves_short_prompts_alone_where_it_could_only_prefill_them():
+    engine = Engine(QuickMergeConfig(ratio=0.4), no_inject="no adapter")
+    engine.side.bind_shadows(object())
+    engine.add("r")
+    assert "below 1,024" in engine.side.finished("r", 20)["reason"]
+    engine.add("asked", delivery="native")
+    assert engine.side.tracked["asked"].plan.config.delivery == "native"
+
+
 def job() -> NativeJob:
     spec = JobSpec(1, "k", list(range(N)), QuickMergeConfig(delivery="native"), 4, (1, 2), [], 32)
     made = NativeJob(spec, [], None, (None,), torch.device("cpu"))

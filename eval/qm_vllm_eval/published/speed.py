@@ -148,6 +148,23 @@ def saturation(content: Row) -> list[Row]:
     ]
 
 
+def turns(content: Row) -> list[Row]:
+    """turns.py."""
+    return [
+        {
+            "scenario": row["scenario"], "way": row["way"], "prompts": row["prompts"],
+            "last prompt": f"{row['tokens']:,}", "kept": f"{row['kept_tokens']:,}",
+            "found in the prefix cache": row["cached_tokens"],
+            "sum of TTFT": seconds(row["ttft_sum_s"]),
+            "plain / this": number(row["times_plain"]),
+            "TTFT after the first": seconds(row["later_ttft_s"]),
+            "blocks while decoding": row["blocks"], "at most before": row["prefill_blocks"],
+            "such requests at once": row["at_once"],
+        }
+        for row in content["rows"]
+    ]
+
+
 KINDS: list[tuple[str, str, Callable[[Row], list[Row]]]] = [
     ("prefill", "Time to first token", prefill),
     ("encoder", "The layers alone", encoder),
@@ -158,6 +175,7 @@ KINDS: list[tuple[str, str, Callable[[Row], list[Row]]]] = [
     ("serving", "Low load", low_load),
     ("serving", "Saturation", saturation),
     ("saturation", "Saturation", saturation),
+    ("turns", "Prompts that share a prefix", turns),
 ]
 
 

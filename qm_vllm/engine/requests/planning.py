@@ -17,7 +17,7 @@ from qm_vllm.engine.requests.job_board import Demand
 from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm.layers import resolve_layers
 from qm_vllm.request_options import check_ranges, parse_request_args
-from qm_vllm.turns import kept_turns
+from qm_vllm.turns import goes_on, kept_turns
 from qm_vllm_patches.requests import Arrival
 
 NATIVE_FROM = 1024
@@ -137,13 +137,19 @@ def _delivery(
 ) -> str:
     """What ``delivery="auto"`` means for a request.
 
-    The encoder, where it runs: it saves work. Else vLLM prefills the prompt, which costs one more
-    step than without us, so short prompts are left alone.
+    The encoder, where it runs: it saves work. But in a conversation that goes on, vLLM finds what
+    it computed for the turn before. Elsewhere vLLM prefills the prompt, which takes one more step
+    than without us, so short prompts are left alone. The prompt alone decides, not what was served
+    before: equal prompts keep equal tokens.
     """
-    if facts.no_inject is None and room.no_inject is None and arrival.lora is None:
-        return "inject"
-    if facts.no_native or room.no_native or needs(config) != {"attention"}:
+    inject = facts.no_inject is None and room.no_inject is None and arrival.lora is None
+    native = not (facts.no_native or room.no_native) and needs(config) == {"attention"}
+    native &= config.positions == "source" and config.max_error is None
+    if not native:
         return "inject" if arrival.lora is None else "native"  # whose reason is the one to read
+    if inject:
+        again = facts.prefix_caching and arrival.tokens >= NATIVE_FROM
+        return "native" if again and goes_on(facts.chat.find(arrival.token_ids or [])) else "inject"
     if config.enabled and config.min_tokens <= arrival.tokens < NATIVE_FROM:
         raise Untouched(
             "short",
