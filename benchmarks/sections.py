@@ -86,8 +86,8 @@ class Sections:
         from qm_vllm.engine.jobs import compression_job
         from qm_vllm.engine.jobs.compression_job import CompressionJob
         from qm_vllm.engine.jobs.job_cache import JobCache
-        from qm_vllm.engine.jobs.stopwatch import Stopwatch
         from qm_vllm.engine.jobs.worker_side import WorkerSide
+        from qm_vllm.engine.stopwatch import Stopwatch
 
         @contextmanager
         def phase(_: Any, name: str) -> Iterator[None]:

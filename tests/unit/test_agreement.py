@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from qm_vllm.engine.jobs.agreement import OtherRankFailed, gather, together
+from qm_vllm.engine.agreement import OtherRankFailed, gather, together
 from qm_vllm_patches import ranks
 
 WORLD, LONGEST_S = 3, 20

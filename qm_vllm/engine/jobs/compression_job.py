@@ -20,14 +20,14 @@ from qm_vllm.compress import (
     protected_positions,
 )
 from qm_vllm.config import ConfigError
+from qm_vllm.engine.agreement import OtherRankFailed, together
+from qm_vllm.engine.agreement import gather as gather_ranks
 from qm_vllm.engine.dense.runner import DenseRunner, Stream
 from qm_vllm.engine.dense.taps import LayerRecord
-from qm_vllm.engine.jobs.agreement import OtherRankFailed, together
-from qm_vllm.engine.jobs.agreement import gather as gather_ranks
 from qm_vllm.engine.jobs.encoder_pass import Encoded, EncoderPass, gather
 from qm_vllm.engine.jobs.job_cache import JobCache
-from qm_vllm.engine.jobs.stopwatch import Stopwatch
 from qm_vllm.engine.messages import JobResult, JobSpec
+from qm_vllm.engine.stopwatch import Stopwatch
 from qm_vllm.engine.upload import upload
 from qm_vllm_patches.log import get_logger
 

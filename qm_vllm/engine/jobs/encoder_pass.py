@@ -8,14 +8,13 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from qm_vllm.compress import Evidence, QueryAttention, needs, row_norms
+from qm_vllm.compress import Evidence, needs, row_norms
+from qm_vllm.engine.agreement import over_ranks, together
 from qm_vllm.engine.dense.runner import DenseRunner, Stream
 from qm_vllm.engine.dense.taps import LayerRecord, Sink
-from qm_vllm.engine.jobs.agreement import gather as gather_ranks
-from qm_vllm.engine.jobs.agreement import together
 from qm_vllm.engine.jobs.job_cache import JobCache
-from qm_vllm.engine.jobs.stopwatch import Stopwatch
 from qm_vllm.engine.messages import JobSpec
+from qm_vllm.engine.stopwatch import Stopwatch
 from qm_vllm.layers import WINDOW_QUERIES, window_layers
 
 
@@ -150,15 +149,6 @@ class EncoderPass:
             if not keep:
                 own.rotated_keys = None
             one.windows[layer] = own
-
-
-def over_ranks(parts: Sequence[QueryAttention]) -> QueryAttention:
-    """The layers' attention joined, over the heads of all ranks, equal on each of them."""
-    own = QueryAttention.joined(parts)
-    rows = gather_ranks(lambda: torch.stack((own.recent, own.question, own.energy)))
-    if rows.shape[0] == 3:
-        return own
-    return QueryAttention.joined([QueryAttention(*ranks) for ranks in rows.split(3)])
 
 
 def alike(one: JobSpec, other: JobSpec) -> bool:

@@ -21,13 +21,12 @@ from qm_vllm.compress import (
     window_weights,
 )
 from qm_vllm.config import ConfigError
-from qm_vllm.engine.jobs.agreement import OtherRankFailed, together
-from qm_vllm.engine.jobs.encoder_pass import over_ranks
-from qm_vllm.engine.jobs.stopwatch import Stopwatch
+from qm_vllm.engine.agreement import OtherRankFailed, over_ranks, together
 from qm_vllm.engine.memory import AT_ONCE
 from qm_vllm.engine.messages import JobResult, JobSpec
 from qm_vllm.engine.native.blocks import first_block, split
 from qm_vllm.engine.native.layers import NativeLayer
+from qm_vllm.engine.stopwatch import Stopwatch
 from qm_vllm.engine.upload import upload
 from qm_vllm.layers import WINDOW_QUERIES, window_layers
 from qm_vllm_patches.kv_cache import PagedCache, slots_of

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from qm_vllm.engine.agreement import OtherRankFailed, together
 from qm_vllm.engine.messages import JobResult, JobSpec, Progress, StepMessage
 from qm_vllm.engine.native.layers import CannotDeliver, NativeLayer, learn, native_layers
 from qm_vllm.engine.native.native_job import NativeJob
@@ -46,15 +47,17 @@ class NativeWorker:
             longest: tokens of the longest request.
         """
         self.cache, self.device = cache, device
-        try:
-            self.layers = native_layers(
-                model, runner, self.facts.layers, device, longest
-            )
+
+        def look() -> None:
+            self.layers = native_layers(model, runner, self.facts.layers, device, longest)
             learn(cache, self.layers)
+
+        try:
+            together(look)  # a job needs all ranks
             self._rows = StepRows(runner)
             watch([one.layer for one in self.layers if one.window is None], self._see)
             self.problem = None
-        except CannotDeliver as error:
+        except (CannotDeliver, OtherRankFailed) as error:
             self.problem = str(error)
         except Exception as error:  # models come in all shapes
             logger.exception("qm_vllm: looking into the model failed")

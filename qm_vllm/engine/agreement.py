@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
+from qm_vllm.compress import QueryAttention
 from qm_vllm_patches import ranks
 
 Result = TypeVar("Result")
@@ -61,3 +62,12 @@ def gather(make: Callable[[], torch.Tensor]) -> torch.Tensor:
     if ranks.any_rank(error is not None):
         raise _Agreed(error or OtherRankFailed())
     return ranks.gather_rows(rows)
+
+
+def over_ranks(parts: Sequence[QueryAttention]) -> QueryAttention:
+    """The layers' attention joined, over the heads of all ranks, equal on each of them."""
+    own = QueryAttention.joined(parts)
+    rows = gather(lambda: torch.stack((own.recent, own.question, own.energy)))
+    if rows.shape[0] == 3:
+        return own
+    return QueryAttention.joined([QueryAttention(*ranks) for ranks in rows.split(3)])
