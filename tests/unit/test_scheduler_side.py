@@ -354,7 +354,8 @@ def test_an_engine_whose_requests_all_pass_says_so_once(
         engine = Engine(QuickMergeConfig(**options), **changes)
         for name in "ab":
             engine.add(name)
-    lines = [record for record in caplog.records if "untouched" in record.getMessage()]
+    # One that passes two loggers with handlers (once vLLM was imported) is there twice.
+    lines = {id(record) for record in caplog.records if "untouched" in record.getMessage()}
     assert len(lines) == int(warned)
 
 
