@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.families import build
+
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # on CUDA: float32 products, not TF32
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -63,45 +65,17 @@ def scheduler_of(llm: Any) -> Any:
 def make_tiny_model(family: str, folder: Path, *, layers: int = 6, seed: int = 0) -> Path:
     """A random decoder of the family: hidden 128, 4 heads, 2 KV heads, 512 tokens."""
     import torch
-    from transformers import (
-        Gemma3ForCausalLM,
-        Gemma3TextConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-        MistralConfig,
-        MistralForCausalLM,
-        OPTConfig,
-        OPTForCausalLM,
-        Qwen2Config,
-        Qwen2ForCausalLM,
-        Qwen3Config,
-        Qwen3ForCausalLM,
-    )
+    from transformers import OPTConfig, OPTForCausalLM
 
-    torch.manual_seed(seed)
-    common: dict[str, Any] = {
-        "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256,
-        "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "max_position_embeddings": 8192, "initializer_range": 0.12,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-    }
-    makers: dict[str, Any] = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**common)),
-        "mistral": lambda: MistralForCausalLM(MistralConfig(**common, sliding_window=None)),
-        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**common)),
-        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**common, head_dim=32)),
-        "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(
-            **common, head_dim=32, sliding_window=64, query_pre_attn_scalar=32,
-            layer_types=["full_attention" if i in (2, 4) else "sliding_attention"
-                         for i in range(layers)],
-        )),
-        "opt": lambda: OPTForCausalLM(OPTConfig(
+    if family == "opt":
+        torch.manual_seed(seed)
+        model = OPTForCausalLM(OPTConfig(
             vocab_size=512, hidden_size=128, ffn_dim=256, num_hidden_layers=layers,
             num_attention_heads=4, max_position_embeddings=4096, word_embed_proj_dim=128,
-        )),
-    }
+        )).eval()
+    else:
+        model = build({"gemma3": "gemma-3"}.get(family, family), seed, num_hidden_layers=layers)
     target = folder / family
-    model = makers[family]().eval()
     model.save_pretrained(target)
     return target
 
@@ -120,13 +94,11 @@ def forced_async(ahead: bool = True) -> Iterator[None]:
     import pytest
     from vllm.platforms.cpu import CpuPlatform
 
-    original = CpuPlatform.check_and_update_config.__func__
-
-    def forced(platform: Any, config: Any) -> None:
-        original(platform, config)
-        config.scheduler_config.async_scheduling = True
+    from qm_vllm_eval.serving.forced_async import force
 
     with pytest.MonkeyPatch.context() as patch:
         if ahead and not _on_cuda():
-            patch.setattr(CpuPlatform, "check_and_update_config", classmethod(forced))
+            name = "check_and_update_config"
+            patch.setattr(CpuPlatform, name, vars(CpuPlatform)[name])  # restored at the end
+            force()
         yield

@@ -54,18 +54,25 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Name to the class prefix in transformers and what its configuration has beside the common."""
 
 
-def make_model(family: str, folder: Path, seed: int = 0) -> Path:
-    """Save a random model of the family and return its folder."""
+def build(family: str, seed: int, **changes: Any) -> Any:
+    """A random model of the family; ``changes`` are of its configuration."""
     import torch
     import transformers
 
     prefix, own = FAMILIES[family]
     name = {"Gemma3": "Gemma3TextConfig"}.get(prefix, f"{prefix}Config")
-    config = getattr(transformers, name)(**{**COMMON, **own})
+    config = getattr(transformers, name)(**{**COMMON, **own, **changes})
     make: Callable[[Any], Any] = getattr(transformers, f"{prefix}ForCausalLM")
     torch.manual_seed(seed)
-    model = make(config).eval()
-    if prefix.startswith("Gemma"):
+    return make(config).eval()
+
+
+def make_model(family: str, folder: Path, seed: int = 0) -> Path:
+    """Save a random model of the family and return its folder."""
+    import torch
+
+    model = build(family, seed)
+    if family.startswith("gemma"):
         # Tied embeddings of this size would echo the last token, whatever the layers say.
         with torch.no_grad():
             model.model.embed_tokens.weight.mul_(0.1)
