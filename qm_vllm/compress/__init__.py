@@ -29,7 +29,7 @@ from qm_vllm.compress.normalize import absolute, average_rank, min_max
 from qm_vllm.compress.pipeline import Compressed, compress, finish
 from qm_vllm.compress.query_attention import QueryAttention
 from qm_vllm.compress.saliency import SALIENCIES, needs, score_tokens
-from qm_vllm.compress.window_attention import window_weights
+from qm_vllm.compress.window_attention import window_attention, window_weights
 from qm_vllm.compress.workspace import workspace_bytes
 
 __all__ = [
@@ -69,6 +69,7 @@ __all__ = [
     "smallest_within",
     "soft_merge",
     "token_masses",
+    "window_attention",
     "window_weights",
     "workspace_bytes",
     "zero_padded_error",

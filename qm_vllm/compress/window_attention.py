@@ -8,6 +8,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from qm_vllm.compress.query_attention import QueryAttention
+
+
+def window_attention(
+    queries: Tensor, keys: Tensor, scale: float, at_once: int, soft_cap: float = 0.0
+) -> QueryAttention:
+    """What the last queries of one layer look at, over all heads given.
+
+    Args:
+        queries, keys, scale, at_once, soft_cap: as of :func:`window_weights`.
+    """
+    weights = window_weights(queries, keys, scale, at_once, soft_cap)
+    return QueryAttention.joined([QueryAttention.of(some) for some, _ in weights])
+
 
 def window_weights(
     queries: Tensor, keys: Tensor, scale: float, at_once: int, soft_cap: float = 0.0

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from qm_vllm.compress import protected_positions
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.turns import Turn
 
@@ -45,6 +48,13 @@ class JobSpec:
     def native(self) -> bool:
         """vLLM prefills the prompt itself."""
         return self.config.delivery == "native"
+
+    def protected(self) -> torch.Tensor:
+        """Positions that stay whatever their score: bool [N] on the CPU."""
+        return protected_positions(
+            self.config, len(self.token_ids), special=self.special_positions,
+            ranges=[(start, stop) for _, start, stop in self.turns],
+        )
 
 
 @dataclass(frozen=True)

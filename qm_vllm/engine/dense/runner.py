@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 
-from qm_vllm.compress import AttentionError, QueryAttention, window_weights
+from qm_vllm.compress import AttentionError, QueryAttention, window_attention, window_weights
 from qm_vllm.engine.dense.attention import DenseAttention, choose_backend
 from qm_vllm.engine.dense.taps import AttentionTap, LayerRecord, RotaryTap, Sink
 from qm_vllm.engine.memory import AT_ONCE
@@ -146,9 +146,7 @@ class DenseRunner:
 
     def window_attention(self, layer: int, record: LayerRecord) -> QueryAttention:
         """What the recorded last queries look at, over the heads of this rank."""
-        return QueryAttention.joined(
-            [QueryAttention.of(weights) for weights, _ in self._window(layer, record)]
-        )
+        return window_attention(*self._seen(layer, record))
 
     def attention_error(
         self, layer: int, record: LayerRecord, order: torch.Tensor, sizes: list[int]
@@ -162,18 +160,18 @@ class DenseRunner:
         values = record.values.transpose(0, 1)
         parts = [
             AttentionError.of(weights, values[heads], order, sizes)
-            for weights, heads in self._window(layer, record)
+            for weights, heads in window_weights(*self._seen(layer, record))
         ]
         return AttentionError.joined(parts)
 
-    def _window(
+    def _seen(
         self, layer: int, record: LayerRecord
-    ) -> Iterator[tuple[torch.Tensor, slice]]:
-        """Softmax weights [H', W, N] of the recorded queries, and the KV heads that they are of."""
+    ) -> tuple[torch.Tensor, torch.Tensor, float, int]:
+        """The recorded queries and the keys, as ``window_weights`` takes them."""
         assert record.queries is not None
         assert record.rotated_keys is not None
         scale = self.view.layers[layer].attn.scale
-        return window_weights(record.queries, record.rotated_keys, scale, AT_ONCE)
+        return record.queries, record.rotated_keys, scale, AT_ONCE
 
 
 @torch.inference_mode()

@@ -17,7 +17,6 @@ from qm_vllm.compress import (
     Evidence,
     choose,
     finish,
-    protected_positions,
 )
 from qm_vllm.config import ConfigError
 from qm_vllm.engine.agreement import OtherRankFailed, together
@@ -123,12 +122,8 @@ class CompressionJob:
 
     def _choose(self, evidence: Evidence) -> Choice:
         spec = self.spec
-        protected = protected_positions(
-            spec.config, len(spec.token_ids), special=spec.special_positions,
-            ranges=[(start, stop) for _, start, stop in spec.turns],
-        )
         choice = choose(
-            evidence, spec.config, protected=protected, block_size=spec.block_size,
+            evidence, spec.config, protected=spec.protected(), block_size=spec.block_size,
             errors=self._errors if self._windows else None, kept=spec.kept, upload=upload,
             check=False,
         )

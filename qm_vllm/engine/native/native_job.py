@@ -17,8 +17,7 @@ from qm_vllm.compress import (
     Evidence,
     QueryAttention,
     choose,
-    protected_positions,
-    window_weights,
+    window_attention,
 )
 from qm_vllm.config import ConfigError
 from qm_vllm.engine.agreement import OtherRankFailed, over_ranks, together
@@ -101,8 +100,9 @@ class NativeJob:
         with clock.phase("move"):
             self._move(source, kept.to(self.device))
         self.queries.clear()
-        found = kept.tolist()
-        if choice is not None and not bool(torch.isfinite(choice.scores).all()):
+        finite = torch.ones(1) if choice is None else torch.isfinite(choice.scores).all()[None]
+        valid, *found = torch.cat((finite.to(kept), kept)).tolist()  # the host waits once
+        if not valid:
             raise ValueError("scores must be finite; check the states for NaN or infinity")
         seconds = clock.seconds()
         figures = {
@@ -139,22 +139,16 @@ class NativeJob:
             attn = one.layer.attn
             if attn.name in self.watched:
                 keys = self.cache.keys(one.layer.module, source[one.layer.group], count)
-                seen += [
-                    QueryAttention.of(weights) for weights, _ in window_weights(
-                        self.queries[attn.name], keys, attn.scale, AT_ONCE, attn.soft_cap
-                    )
-                ]
+                seen.append(window_attention(
+                    self.queries[attn.name], keys, attn.scale, AT_ONCE, attn.soft_cap
+                ))
         return Evidence(count, attention=[over_ranks(seen)])
 
     def _choose(self, evidence: Evidence) -> Choice:
         spec = self.spec
-        protected = protected_positions(
-            spec.config, len(spec.token_ids), special=spec.special_positions,
-            ranges=[(start, stop) for _, start, stop in spec.turns],
-        )
         return choose(
-            evidence, spec.config, protected=protected, block_size=spec.block_size, upload=upload,
-            check=False,
+            evidence, spec.config, protected=spec.protected(), block_size=spec.block_size,
+            upload=upload, check=False,
         )
 
     def _move(self, source: Sequence[torch.Tensor], kept: torch.Tensor) -> None:
