@@ -19,7 +19,13 @@ from qm_vllm_patches.block_pool import BlockStore
 from qm_vllm_patches.messages import StartEnvelope, StepEnvelope, WorkerEnvelope
 from qm_vllm_patches.metrics import PromMetricsBase, StatsBase
 from qm_vllm_patches.requests import Arrival, arrival
-from qm_vllm_patches.settings import CacheFacts, EngineSettings, read_cache, read_settings
+from qm_vllm_patches.settings import (
+    CacheFacts,
+    EngineSettings,
+    has_processors,
+    read_cache,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +52,7 @@ class SchedulerHalf(Protocol):
     def bind_shadows(self, shadows: Shadows) -> None: ...
     def before_step(self) -> None: ...
     def shadow_ended(self, shadow: str) -> None: ...
+    def first_token(self, shadow: str, token: int) -> None: ...
     def workers_started(self, messages: Sequence[Any]) -> None: ...
     def arrived(self, request: Arrival) -> None: ...
     def matched_tokens(self, request_id: str, computed: int) -> int | None: ...
@@ -87,6 +94,7 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self.shadows: Shadows | None = None
+        self._own_sampling = has_processors(vllm_config)
         settings, cache = read_settings(vllm_config), read_cache(kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
             self.scheduler_side = self.make_scheduler_side(settings, cache)
@@ -130,7 +138,7 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
 
     def on_new_request(self, request: Request) -> None:
         if not self._is_shadow(request):
-            self.scheduler_side.arrived(arrival(request))
+            self.scheduler_side.arrived(arrival(request, own_sampling=self._own_sampling))
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qm_vllm_patches import first_token
+
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
@@ -19,6 +21,8 @@ class Arrival:
         tokens: of the prompt. token_ids: None where it has embeddings instead.
         extra_args: of its sampling parameters; generates: it has such parameters at all.
         salt: its own cache salt. lora: name of its adapter.
+        first: another request may sample its first token. first_shared: which is then the same as
+            that of all such requests.
     """
 
     request_id: str
@@ -33,6 +37,8 @@ class Arrival:
     lora: str | None
     prompt_logprobs: bool
     handle: RequestHandle
+    first: bool = False
+    first_shared: bool = False
 
 
 class RequestHandle:
@@ -80,6 +86,20 @@ class RequestHandle:
         request.num_prompt_tokens = len(token_ids)
         self.resalt(salt)
 
+    def may_begin_with(self, token: int) -> bool:
+        """Whether its answer may begin with this token and go on: it has not started otherwise."""
+        return not self.started and not first_token.ends(self.request.sampling_params, token)
+
+    def begin_with(self, token: int) -> None:
+        """The first token of its answer is known.
+
+        Raises:
+            RuntimeError: the request has already started.
+        """
+        if self.started:
+            raise RuntimeError(f"request {self.request_id} has started; it has a first token")
+        first_token.begin(self.request, token)
+
     def resalt(self, salt: str | None) -> None:
         """Give the request's blocks other hashes (its KV is no longer what the salt stood for)."""
         request = self.request
@@ -89,8 +109,12 @@ class RequestHandle:
         request.update_block_hashes()
 
 
-def arrival(request: Request) -> Arrival:
-    """Read a request that has just been added to the scheduler."""
+def arrival(request: Request, *, own_sampling: bool = False) -> Arrival:
+    """Read a request that has just been added to the scheduler.
+
+    Args:
+        own_sampling: the engine has processors of logits that vLLM does not know.
+    """
     params, ids = request.sampling_params, request.prompt_token_ids
     return Arrival(
         request_id=request.request_id,
@@ -105,6 +129,8 @@ def arrival(request: Request) -> Arrival:
         lora=None if request.lora_request is None else request.lora_request.lora_name,
         prompt_logprobs=params is not None and params.prompt_logprobs is not None,
         handle=RequestHandle(request),
+        first=not own_sampling and first_token.can_be_given(params),
+        first_shared=not own_sampling and first_token.is_the_same_for_all(params),
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
+
+from qm_vllm_patches import first_token
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
@@ -47,6 +48,8 @@ class Shadows:
         self.live: dict[str, Request] = {}
         self.limits: dict[str, int] = {}
         self.ended: set[str] = set()
+        self.first: set[str] = set()
+        self.given: list[tuple[Request, int, str | None]] = []
         self.broken: list[Request] = []
 
     def __contains__(self, request_id: str) -> bool:
@@ -54,7 +57,7 @@ class Shadows:
 
     def start(
         self, handle: RequestHandle, shadow: str, token_ids: Sequence[int], salt: str | None,
-        last: int,
+        last: int, first: bool,
     ) -> None:
         """Queue a shadow; called before a step is scheduled.
 
@@ -62,10 +65,14 @@ class Shadows:
             handle: of the request that it stands for.
             last: tokens at the prompt's end that it must compute itself, whatever the prefix
                 cache knows.
+            first: the token that it samples is the first of that request's answer.
         """
         model: Any = handle.request
+        params = first_token.sampling(model.sampling_params if first else None)
+        if first:
+            self.first.add(shadow)
         request = Request(
-            shadow, list(token_ids), SamplingParams(max_tokens=1, temperature=0.0), None,
+            shadow, list(token_ids), params, None,
             client_index=model.client_index, arrival_time=model.arrival_time,
             lora_request=model.lora_request, cache_salt=salt, priority=model.priority,
             block_hasher=model._block_hasher,
@@ -86,6 +93,15 @@ class Shadows:
         """
         status = RequestStatus.FINISHED_ERROR
         self.broken += self.scheduler.finish_requests(request_id, status)
+
+    def begin(self, handle: RequestHandle, token: int, shadow: str | None = None) -> None:
+        """A request's first token is known: it goes on behind it, and its client is told.
+
+        Args:
+            shadow: that was started for this request and sampled the token.
+        """
+        handle.begin_with(token)
+        self.given.append((handle.request, token, shadow))
 
     def forget(self, shadow: str) -> None:
         """It has ended. Its last output is still to be hidden."""
@@ -129,20 +145,44 @@ class ShadowScheduler:
         return super().schedule(*args, **kwargs)  # type: ignore[misc]
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
-        """Without the outputs of shadows."""
+        """Without the outputs of shadows, whose tokens go to the requests that they stand for."""
         found = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
-        hidden, broken = self.shadows.ended, self.shadows.broken
-        if hidden:
+        shadows = self.shadows
+        hidden: dict[str, EngineCoreOutput] = {}
+        if shadows.ended:
             for each in found.values():
-                each.outputs = [one for one in each.outputs if one.request_id not in hidden]
-            self.shadows.ended = set()
-        for request in broken:
+                shown = []
+                for one in each.outputs:
+                    if one.request_id in shadows.ended:
+                        hidden[one.request_id] = one
+                    else:
+                        shown.append(one)
+                each.outputs = shown
+        for shadow in hidden.keys() & shadows.first:
+            self._half.first_token(shadow, hidden[shadow].new_token_ids[0])
+        shadows.first -= shadows.ended
+        shadows.ended = set()
+        self._tell(found, hidden)
+        return found
+
+    def _tell(
+        self, found: dict[int, EngineCoreOutputs], hidden: dict[str, EngineCoreOutput]
+    ) -> None:
+        """Add what clients hear of requests that no step ran to what they hear of the step."""
+        shadows = self.shadows
+        for request, token, shadow in shadows.given:
+            output = EngineCoreOutput(request.request_id, [token])
+            if shadow is not None:  # when its prompt was begun, and what of it was cached
+                output.events = hidden[shadow].events
+                output.prefill_stats = hidden[shadow].prefill_stats
+            # Before the step's own output, which is the next token.
+            found.setdefault(request.client_index, EngineCoreOutputs()).outputs.insert(0, output)
+        for request in shadows.broken:
             output = EngineCoreOutput(
                 request.request_id, [], finish_reason=request.get_finished_reason()
             )
             found.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
-        broken.clear()
-        return found
+        shadows.given, shadows.broken = [], []
 
     def get_request_counts(self) -> tuple[int, int]:
         """Running and waiting requests of users."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from qm_vllm_patches.log import get_logger
@@ -29,6 +30,7 @@ class EngineSettings:
         has_lora, speculative, is_moe, uses_mla, expert_parallel, prefix_caching: as configured.
         step_tokens: that one step computes at most.
         full_graphs: prompts, too, run inside CUDA graphs, where nobody can look on.
+        device: torch's name of its kind.
     """
 
     options: dict[str, Any]
@@ -58,6 +60,7 @@ class EngineSettings:
     prefix_caching: bool
     step_tokens: int = 2048
     full_graphs: bool = False
+    device: str = "cpu"
     model: Any = field(repr=False, compare=False, default=None)
 
 
@@ -118,8 +121,15 @@ def read_settings(config: VllmConfig) -> EngineSettings:
         prefix_caching=bool(cache.enable_prefix_caching),
         step_tokens=config.scheduler_config.max_num_batched_tokens,
         full_graphs=getattr(config.compilation_config.cudagraph_mode, "name", "") == "FULL",
+        device=str(config.device_config.device_type),
         model=model,
     )
+
+
+def has_processors(config: VllmConfig) -> bool:
+    """Whether the engine has processors of logits that are not vLLM's own."""
+    installed = entry_points(group="vllm.logits_processors")
+    return bool(config.model_config.logits_processors or installed)
 
 
 def read_cache(config: KVCacheConfig) -> CacheFacts:

@@ -118,7 +118,7 @@ class Scheduler:
         ))
         self.waiting.append(request)
 
-    def start(self, handle, shadow: str, token_ids, salt, last: int) -> None:
+    def start(self, handle, shadow: str, token_ids, salt, last: int, first: bool) -> None:
         chunk = self.random.choice([len(token_ids), 300])
         self.waiting.append(
             Asked(list(token_ids), salt=salt, name=shadow, shadow=True, chunk=chunk)

@@ -15,10 +15,17 @@ ENTRY_BYTES = 2048
 
 @dataclass(frozen=True)
 class Outcome:
-    """The lasting part of a job's result: kept source positions and figures."""
+    """The lasting part of a job's result.
+
+    Attributes:
+        kept: source positions. figures: for the report.
+        first: the first token of every answer that is sampled greedily over the whole prompt,
+            where one was.
+    """
 
     kept: array[int]
     figures: dict[str, Any]
+    first: int | None = None
 
     @classmethod
     def of(cls, result: JobResult) -> Outcome:

@@ -34,8 +34,9 @@ class Shadows(Protocol):
 
     def start(
         self, handle: RequestHandle, shadow: str, token_ids: Sequence[int], salt: str | None,
-        last: int,
+        last: int, first: bool,
     ) -> None: ...
+    def begin(self, handle: RequestHandle, token: int, shadow: str | None = None) -> None: ...
     def stop(self, shadow: str) -> None: ...
     def give_up(self, request_id: str) -> None: ...
 
@@ -47,12 +48,16 @@ class Run:
     Attributes:
         reached: positions that are computed. hit: those that the prefix cache had at first.
         begun: how often vLLM began it again.
+        user: the request that it was started for. first_shared: what it samples is the first token
+            of all such requests.
         error: why there will be no result.
     """
 
     job: int
     spec: JobSpec
     shadow: str
+    user: str
+    first_shared: bool
     reached: int = 0
     hit: int | None = None
     begun: int = 0
@@ -72,22 +77,29 @@ class NativeRuns:
         self.broken: list[str] = []
         self.new: list[JobSpec] = []
 
-    def start(self, spec: JobSpec, tracked: Tracked) -> None:
+    def start(self, spec: JobSpec, users: Sequence[Tracked]) -> None:
         """Let vLLM prefill a job's prompt.
 
         Args:
-            tracked: a request that waits for the job.
+            users: requests that wait for the job; the shadow stands for one of them, if it can be
+                for one that gets its first token from it.
         """
         assert self.shadows is not None
-        shadow = f"{tracked.arrival.request_id}|qm_vllm|{spec.id}"
-        self.runs[spec.id] = Run(spec.id, spec, shadow)
+        tracked = min(users, key=lambda one: not one.arrival.first)
+        user = tracked.arrival.request_id
+        shadow = f"{user}|qm_vllm|{spec.id}"
+        self.runs[spec.id] = Run(spec.id, spec, shadow, user, tracked.arrival.first_shared)
         self.new.append(spec)
         # Where the choice is known no query is needed, only the last token's forward.
         last = len(spec.token_ids) if tracked.skipped_cache else WINDOW_QUERIES
         self.shadows.start(
             tracked.arrival.handle, shadow, spec.token_ids, tracked.arrival.salt,
-            1 if spec.kept is not None else last,
+            1 if spec.kept is not None else last, tracked.pending and tracked.arrival.first,
         )
+
+    def run_of(self, shadow: str) -> Run | None:
+        """What a shadow works for."""
+        return next((run for run in self.runs.values() if run.shadow == shadow), None)
 
     def take_new(self) -> list[JobSpec]:
         """Jobs that were started since the last call."""

@@ -18,10 +18,13 @@ from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm.layers import resolve_layers
 from qm_vllm.request_options import check_ranges, parse_request_args
 from qm_vllm.turns import goes_on, kept_turns
+from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.requests import Arrival
 
+logger = get_logger(__name__)
+
 NATIVE_FROM = 1024
-"""Tokens of the shortest prompt that vLLM prefills for a job where nobody asked for it."""
+"""Tokens of the shortest prompt for which one more step of the engine does not count."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,19 @@ def plan_request(
     return RequestPlan(spec, demand, protected, asked)
 
 
+def plan_or_reason(
+    arrival: Arrival, base: QuickMergeConfig, facts: EngineFacts, room: Room
+) -> RequestPlan | Untouched:
+    """:func:`plan_request`, which never raises: an engine must survive any request."""
+    try:
+        return plan_request(arrival, base, facts, room)
+    except Untouched as why:
+        return why
+    except Exception as error:
+        logger.exception("qm_vllm: planning %s failed", arrival.request_id)
+        return Untouched("failed", f"planning failed: {type(error).__name__}: {error}")
+
+
 def _options(arrival: Arrival, base: QuickMergeConfig, facts: EngineFacts) -> QuickMergeConfig:
     if not arrival.generates:
         raise Untouched("pooling", "not a text generation request")
@@ -137,24 +153,26 @@ def _delivery(
 ) -> str:
     """What ``delivery="auto"`` means for a request.
 
-    The encoder, where it runs: it saves work. But in a conversation that goes on, vLLM finds what
-    it computed for the turn before. Elsewhere vLLM prefills the prompt, which takes one more step
-    than without us, so short prompts are left alone. The prompt alone decides, not what was served
-    before: equal prompts keep equal tokens.
+    The encoder, where it runs and is faster: it saves work. But in a conversation that goes on,
+    vLLM finds what it computed for the turn before. Elsewhere vLLM prefills the prompt; a request
+    that cannot get its first token from that takes one more step than without us, so its prompt
+    must not be short. The request alone decides, not what was served before: equal prompts keep
+    equal tokens.
     """
+    tokens = arrival.tokens
     inject = facts.no_inject is None and room.no_inject is None and arrival.lora is None
     native = not (facts.no_native or room.no_native) and needs(config) == {"attention"}
     native &= config.positions == "source" and config.max_error is None
     if not native:
         return "inject" if arrival.lora is None else "native"  # whose reason is the one to read
-    if inject:
-        again = facts.prefix_caching and arrival.tokens >= NATIVE_FROM
+    if inject and tokens >= facts.encode_from:
+        again = facts.prefix_caching and tokens >= NATIVE_FROM
         return "native" if again and goes_on(facts.chat.find(arrival.token_ids or [])) else "inject"
-    if config.enabled and config.min_tokens <= arrival.tokens < NATIVE_FROM:
+    if config.enabled and config.min_tokens <= tokens < NATIVE_FROM and not arrival.first:
         raise Untouched(
             "short",
-            f"{arrival.tokens} prompt tokens: below {NATIVE_FROM:,} the extra step "
-            'where vLLM prefills the prompt would cost too much; delivery="native" does it',
+            f"{tokens} prompt tokens: below {NATIVE_FROM:,} the extra step where vLLM prefills "
+            'the prompt would cost too much; delivery="native" does it',
         )
     return "native"
 

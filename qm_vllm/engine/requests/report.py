@@ -23,7 +23,7 @@ def report_of(tracked: Tracked, num_blocks: int, facts: EngineFacts) -> dict[str
     assert tracked.plan is not None
     return compressed_report(
         tokens, num_blocks, facts, tracked.plan, tracked.outcome, tracked.details,
-        cached=tracked.cached, notes=tracked.notes, waited=tracked.waited,
+        cached=tracked.cached, notes=tracked.notes, waited=tracked.waited, begun=tracked.begun,
     )
 
 
@@ -51,10 +51,12 @@ def compressed_report(
     cached: bool,
     notes: list[str],
     waited: float,
+    begun: bool = False,
 ) -> dict[str, Any]:
     """A request that ran from K positions.
 
-    ``seconds``: worker time of its job; ``seconds_waiting``: from its arrival to its result.
+    ``seconds``: worker time of its job; ``seconds_waiting``: from its arrival to its result;
+    ``first_token``: whether it has seen the whole "prompt" or the "kept" positions alone.
     """
     kept = len(outcome.kept)
     report = {
@@ -69,6 +71,7 @@ def compressed_report(
         "kept_turns": [list(turn) for turn in plan.spec.turns],
         "cached": cached,
         "seconds_waiting": waited,
+        "first_token": "prompt" if begun else "kept",
         **outcome.figures,
     }
     notes = [*notes, *_crowded(plan, kept, source_tokens)]

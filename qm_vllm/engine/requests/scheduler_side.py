@@ -14,12 +14,13 @@ from typing import Any
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.messages import BlockCopy, JobResult, StepMessage, WorkerMessage, WorkerStart
+from qm_vllm.engine.requests import first_tokens
 from qm_vllm.engine.requests.delivered import copies, publish
 from qm_vllm.engine.requests.job_board import BoardEntry, JobBoard, Store
 from qm_vllm.engine.requests.memo import Memo, Outcome
 from qm_vllm.engine.requests.minute_line import MinuteLine
 from qm_vllm.engine.requests.native_runs import NativeRuns, Shadows, Step
-from qm_vllm.engine.requests.planning import Room, plan_request
+from qm_vllm.engine.requests.planning import Room, plan_or_reason
 from qm_vllm.engine.requests.report import report_of
 from qm_vllm.engine.requests.starting import told, warn
 from qm_vllm.engine.requests.tally import Tally
@@ -76,20 +77,14 @@ class SchedulerSide:
         """Plan a request; never raises, an engine must survive any request."""
         tracked = Tracked(arrival)
         self.tracked[arrival.request_id] = tracked
-        try:
-            tracked.plan = plan_request(arrival, self.config, self.facts, self.room)
-        except Untouched as why:
-            tracked.reason = str(why)
-            self.tally.untouched(why.kind)
+        plan = plan_or_reason(arrival, self.config, self.facts, self.room)
+        if isinstance(plan, Untouched):
+            tracked.reason = str(plan)
+            self.tally.untouched(plan.kind)
             return
-        except Exception as error:
-            logger.exception("qm_vllm: planning %s failed", arrival.request_id)
-            tracked.reason = f"planning failed: {type(error).__name__}: {error}"
-            self.tally.untouched("failed")
-            return
+        tracked.plan = plan
         tracked.skipped_cache = arrival.handle.skips_cache
-        details = tracked.plan.config.details  # which are not remembered
-        known = None if details else self.memo.get(tracked.plan.spec.key)
+        known = None if plan.config.details else self.memo.get(plan.spec.key)  # without details
         if known is not None:
             tracked.cached = True
             self.tally.counts["memo_hits"] += 1
@@ -110,14 +105,24 @@ class SchedulerSide:
         for run in self.native.settle(self.board.running()):
             self._result(run.job, JobResult(error=run.error))
         for spec in self.board.take_new(self._growing(), native=True):
-            self.native.start(spec, self.tracked[min(self.board.entries[spec.key].users)])
+            self.native.start(spec, self._users(self.board.entries[spec.key]))
 
     def shadow_ended(self, shadow: str) -> None:
         """vLLM has ended a shadow, well or not."""
         self.native.ended(shadow)
 
+    def first_token(self, shadow: str, token: int) -> None:
+        """A shadow sampled a token for the request that it was started for."""
+        run = self.native.run_of(shadow)
+        if run is not None and run.spec.key in self.board.entries:
+            users = self._users(self.board.entries[run.spec.key])
+            first_tokens.sampled(run, token, users, self.native.shadows, self.memo)
+
     def _growing(self) -> int:
         return sum(one.allocated for one in self.tracked.values())
+
+    def _users(self, entry: BoardEntry) -> list[Tracked]:
+        return [self.tracked[request_id] for request_id in sorted(entry.users)]
 
     # --- results ---------------------------------------------------------------------------
     def worker_message(self, message: WorkerMessage) -> None:
@@ -139,8 +144,7 @@ class SchedulerSide:
         outcome = None if result.error else Outcome.of(result)
         if outcome is not None:
             self.memo.put(key, outcome)
-        for request_id in sorted(entry.users):
-            tracked = self.tracked[request_id]
+        for tracked in self._users(entry):
             served = tracked.prefills
             if outcome is None:
                 self._fail(tracked, result.error or "unknown error")
@@ -152,12 +156,12 @@ class SchedulerSide:
                 self._fail(tracked, "the job kept other tokens the second time")
                 served = True
             if served:
-                entry.users.discard(request_id)
+                entry.users.discard(tracked.arrival.request_id)
         if not entry.users:
             self.board.drop(key)
             return
         if self.store is not None and entry.blocks:
-            handle = self.tracked[min(entry.users)].arrival.handle
+            handle = self._users(entry)[0].arrival.handle
             publish(self.store, handle, entry, len(result.kept), self.facts)
 
     def _resize(self, tracked: Tracked, outcome: Outcome) -> None:
@@ -168,6 +172,7 @@ class SchedulerSide:
         self.tally.compressed(arrival.tokens, len(outcome.kept), self.facts.block_size)
         # Injected KV is found through the connector: the flag would make vLLM skip it.
         arrival.handle.skips_cache = tracked.skipped_cache and tracked.prefills
+        first_tokens.begin_known(tracked, outcome, self.native.shadows)
 
     def _fail(self, tracked: Tracked, error: str) -> None:
         arrival = tracked.arrival
@@ -251,7 +256,7 @@ class SchedulerSide:
     def _let_go(self, entries: Sequence[BoardEntry]) -> None:
         """Drop results for which nothing moves; a request that was served from one asks again."""
         for entry in entries:
-            for tracked in map(self.tracked.__getitem__, sorted(entry.users)):
+            for tracked in self._users(entry):
                 tracked.stalls += 1
                 # A long answer before a preemption may take the place of the result for good.
                 if tracked.stalls == MOST_STALLS:
@@ -272,8 +277,7 @@ class SchedulerSide:
 
     def take_counts(self) -> dict[str, Any] | None:
         """Counts since the last call, for vLLM's metrics; a log line about them once a minute."""
-        counts = self.tally.take()
-        self.minute.observe(counts)
+        self.minute.observe(counts := self.tally.take())
         return counts
 
     def reset(self) -> None:
@@ -289,10 +293,8 @@ class SchedulerSide:
         """
         self.board.restart()
         for tracked in self.tracked.values():
-            waits = tracked.outcome is not None and not tracked.arrival.handle.started
-            if not waits or tracked.allocated or tracked.notes:
+            if not tracked.undelivered or tracked.plan is None:
                 continue
-            assert tracked.plan is not None
             tracked.outcome, tracked.details, tracked.cached = None, None, False
             tracked.arrival.handle.resize(tracked.plan.spec.token_ids, tracked.arrival.salt)
             self._wait(tracked)
