@@ -6,7 +6,7 @@ each at its natural position. Distances decide in RoPE, so this equals rows that
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
@@ -63,12 +63,22 @@ AttentionMaskInterface.register("rows", lambda *_, **__: None)
 
 @dataclass(frozen=True)
 class Continuation:
-    """Kept positions, greedy tokens with their log probabilities, and each one's lead in logits."""
+    """Kept positions, greedy tokens with their log probabilities, and each one's lead in logits.
+
+    Attributes:
+        other: what follows if the next best position stays and not the last that was chosen: which
+            of two that rank alike comes first depends on a processor's rounding.
+    """
 
     kept: list[int]
     tokens: list[int]
     logprobs: list[float]
     leads: list[float]
+    other: Continuation | None = None
+
+    def of(self, kept: list[int]) -> Continuation:
+        """What follows where these positions stayed; itself if that is another choice."""
+        return self.other if self.other is not None and self.other.kept == kept else self
 
     def decided(self, least: float = 2e-4) -> int:
         """Tokens before the first that rounding alone might have changed."""
@@ -94,12 +104,16 @@ class NativeReference:
     @torch.inference_mode()
     def generate(
         self, ids: list[int], *, block_size: int, max_tokens: int,
-        special: tuple[int, ...] = (), **options,
+        special: tuple[int, ...] = (), first: bool = False, **options,
     ) -> Continuation:
-        """Greedy continuation of a prompt of which some positions stay."""
+        """Greedy continuation of a prompt of which some positions stay.
+
+        Args:
+            first: the first token is that of the whole prompt.
+        """
         config, count = QuickMergeConfig(**options), len(ids)
         rows = Rows()
-        self._step(rows, ids, 0)
+        logits = self._step(rows, ids, 0)
         depth = encoder_depth(config, len(rows.keys))
         whole = [layer for layer in range(depth) if not rows.windows[layer]]
         whole = whole[-window_layers(config, len(rows.keys)):]
@@ -109,17 +123,30 @@ class NativeReference:
         protected = protected_positions(
             config, count, special=[i for i, one in enumerate(ids) if one in special]
         )
-        kept = choose(evidence, config, protected=protected, block_size=block_size).kept
-        after = Rows()
+        choice = choose(evidence, config, protected=protected, block_size=block_size)
+        begin, other = logits if first else None, None
+        if choice.k < count:
+            order = torch.cat((choice.order[: choice.k - 1], choice.order[choice.k : choice.k + 1]))
+            other = self._go_on(rows, ids, order.sort().values, max_tokens, begin)
+        return replace(self._go_on(rows, ids, choice.kept, max_tokens, begin), other=other)
+
+    def _go_on(
+        self, rows: Rows, ids: list[int], kept: torch.Tensor, max_tokens: int,
+        begin: torch.Tensor | None,
+    ) -> Continuation:
+        after, count = Rows(), len(ids)
         newest = torch.arange(count - len(kept), count - 1)
         for layer in rows.keys:
             stay = newest if rows.windows[layer] else kept[:-1]
             after.keys[layer] = rows.keys[layer][:, :, stay]
             after.values[layer] = rows.values[layer][:, :, stay]
             after.positions[layer] = stay
+            after.windows[layer] = rows.windows[layer]
         token, tokens, logprobs, leads = ids[-1], [], [], []
         for step in range(max_tokens):
             logits = self._step(after, [token], count - 1 + step)
+            if step == 0 and begin is not None:
+                logits = begin
             best = logits.topk(2)
             token = int(best.indices[0])
             tokens.append(token)

@@ -22,15 +22,25 @@ have vLLM's defaults: they depend on earlier tokens of the answer (penalties, gr
 on a generator of the request's own (seed), or ask for figures beside the tokens (logprobs)."""
 
 
+def unknown() -> set[str]:
+    """Parameters of :data:`FREE` that this vLLM does not have."""
+    from vllm.sampling_params import SamplingParams
+
+    return set(FREE - set(SamplingParams.__struct_fields__))
+
+
 def can_be_given(params: SamplingParams | None) -> bool:
     """Whether another request may sample the first token for one with these parameters."""
     if params is None or params.max_tokens is None or params.max_tokens < 2:
         return False
     plain = type(params)()
-    return all(
-        getattr(params, name) == getattr(plain, name)
-        for name in type(params).__struct_fields__ if name not in FREE
-    )
+    for name in type(params).__struct_fields__:
+        value, default = getattr(params, name), getattr(plain, name)
+        if name in FREE or value is default or (name == "watermarking" and value is False):
+            continue
+        if default is None or value != default:  # some values are arrays
+            return False
+    return True
 
 
 def is_the_same_for_all(params: SamplingParams | None) -> bool:

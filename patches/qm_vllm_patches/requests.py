@@ -135,7 +135,7 @@ def arrival(request: Request, *, own_sampling: bool = False) -> Arrival:
 
 
 def self_check(kept: Sequence[int] = (0, 2, 3, 7)) -> str | None:
-    """Resize a request, and one back, and compare them with requests that were built so.
+    """Edit requests in every way, and compare them with requests that were built so.
 
     Returns:
         None, or a sentence that names the attributes which this vLLM handles differently.
@@ -146,23 +146,29 @@ def self_check(kept: Sequence[int] = (0, 2, 3, 7)) -> str | None:
     source = list(range(100, 110))
     chosen = [source[i] for i in kept]
 
-    def build(ids: list[int]) -> Request:
-        params = SamplingParams(max_tokens=4)
+    def build(ids: list[int], max_tokens: int = 4) -> Request:
+        params = SamplingParams(max_tokens=max_tokens)
         return Request("check", ids, params, None, arrival_time=0.0, block_hasher=_hasher)
 
     resized, restored = build(list(source)), build(list(source))
     RequestHandle(resized).resize(chosen, None)
     RequestHandle(restored).resize(chosen, "salt")
     RequestHandle(restored).resize(source, None)
+    begun = build(list(source))
+    RequestHandle(begun).resize(chosen, None)
+    RequestHandle(begun).begin_with(7)
     skip = {"sampling_params", "_block_hasher", "prefill_stats"}
     different = sorted({
         name
-        for made, expected in ((resized, build(chosen)), (restored, build(source)))
+        for made, expected in (
+            (resized, build(chosen)), (restored, build(source)), (begun, build([*chosen, 7], 3)),
+        )
         for name in vars(expected)
         if name not in skip and _plain(vars(expected)[name]) != _plain(vars(made).get(name))
     })
     if not different:
-        return None
+        missing = first_token.unknown()
+        return f"SamplingParams has no {', '.join(sorted(missing))}" if missing else None
     return f"this vLLM's Request has state that resizing does not know: {', '.join(different)}"
 
 

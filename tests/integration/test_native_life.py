@@ -34,7 +34,7 @@ def reference(folder):
 
     def get(ids, ratio=0.4):
         return model.generate(
-            ids, block_size=BLOCK, max_tokens=STEPS, ratio=ratio, special=(0, 1, 2)
+            ids, block_size=BLOCK, max_tokens=STEPS, ratio=ratio, special=(0, 1, 2), first=True
         )
 
     return get

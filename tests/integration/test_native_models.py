@@ -53,7 +53,9 @@ def test_fewer_positions_equal_the_reference(llm, expected):
         (out,) = llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
         report = out.kv_transfer_params["quickmerge"]
         assert report["status"] == "compressed", report
+        want = want.of(report["details"]["kept_indices"])
         assert report["details"]["kept_indices"] == want.kept
+        assert report["first_token"] == "kept"  # whose log probability was asked for
         found, count = out.outputs[0], want.decided()
         logprobs = [step[token].logprob for step, token in
                     zip(found.logprobs, found.token_ids, strict=True)]

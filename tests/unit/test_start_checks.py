@@ -68,3 +68,25 @@ def test_an_attribute_that_is_gone_is_a_finding(monkeypatch):
     ]
     with pytest.raises(RuntimeError, match="ModelConfig: lacks gone_for_good"):
         checks.require()
+
+
+def test_a_parameter_that_is_new_keeps_the_first_token_with_its_request():
+    """Every parameter of vLLM that is not known to be harmless, at a value of its own."""
+    from vllm import SamplingParams
+
+    from qm_vllm_patches.first_token import FREE, can_be_given
+
+    plain = SamplingParams(max_tokens=4)
+    assert can_be_given(plain)
+    for name in set(SamplingParams.__struct_fields__) - FREE:
+        changed = plain.clone()
+        object.__setattr__(changed, name, [[1, 2]] if name.startswith("_bad") else 3)
+        assert not can_be_given(changed), name
+    assert not can_be_given(None)
+    assert not can_be_given(SamplingParams(max_tokens=1))
+
+
+def test_a_request_that_goes_on_behind_a_token_is_like_one_that_began_so():
+    from qm_vllm_patches.requests import self_check
+
+    assert self_check() is None

@@ -42,6 +42,14 @@ class Asked(Handle):
     def tokens(self) -> int:
         return len(self.ids) + self.written
 
+    def may_begin_with(self, token: int) -> bool:
+        return not self.started
+
+    def begin_with(self, token: int) -> None:
+        assert not self.started
+        self.ids.append(token)
+        self.wanted -= 1
+
 
 class Blocks:
     """Free blocks in the order in which they are taken; what each holds; what is cached where."""
@@ -107,6 +115,7 @@ class Scheduler:
         self.jobs: dict[int, tuple[JobSpec, int]] = {}
         self.served: dict[str, dict] = {}
         self.redone = 0
+        self.first: set[str] = set()
 
     def add(self, name: str, length: int, wanted: int, **options) -> None:
         ids = [self.random.randrange(1000) for _ in range(length)]
@@ -114,15 +123,21 @@ class Scheduler:
         self.side.arrived(Arrival(
             name, length, list(ids), request_args(**options), None, generates=True,
             has_embeddings=False, multimodal=False, resumable=False, lora=None,
-            prompt_logprobs=False, handle=request,
+            prompt_logprobs=False, handle=request, first=wanted > 1,
+            first_shared=wanted > 1 and self.random.random() < 0.7,
         ))
         self.waiting.append(request)
 
     def start(self, handle, shadow: str, token_ids, salt, last: int, first: bool) -> None:
+        if first:
+            self.first.add(shadow)
         chunk = self.random.choice([len(token_ids), 300])
         self.waiting.append(
             Asked(list(token_ids), salt=salt, name=shadow, shadow=True, chunk=chunk)
         )
+
+    def begin(self, handle, token: int, shadow: str | None = None) -> None:
+        handle.begin_with(token)
 
     def stop(self, shadow: str) -> None:
         for queue in (self.waiting, self.running):
@@ -226,19 +241,23 @@ class Scheduler:
         told = WorkerMessage(results)
         if late and self.random.random() < 0.5:  # as under asynchronous scheduling
             self.late, told = told, getattr(self, "late", WorkerMessage())
+        ended = []
         for job in told.results:  # vLLM tells both in one call
             run = self.side.native.runs.get(job)
             if run is not None and any(one.name == run.shadow for one in self.running):
+                ended.append(run.shadow)
                 self.stop(run.shadow)
                 self.side.shadow_ended(run.shadow)
         self.side.worker_message(told)
+        for shadow in self.first.intersection(ended):
+            self.side.first_token(shadow, 7)
 
     def _check(self, request: Asked) -> None:
         """The blocks of its prompt hold its own job's result, or what vLLM wrote itself."""
         tracked = self.side.tracked[request.name]
         if tracked.outcome is None or tracked.notes or tracked.prefills:
             return
-        for block in request.blocks[: (len(request.ids) - 1) // SIZE]:
+        for block in request.blocks[: (len(tracked.outcome.kept) - 1) // SIZE]:
             assert self.blocks.holds[block] == ("result", tracked.plan.spec.key), request.name
 
 
