@@ -80,7 +80,7 @@ def test_a_parameter_that_is_new_keeps_the_first_token_with_its_request():
     assert can_be_given(plain)
     for name in set(SamplingParams.__struct_fields__) - FREE:
         changed = plain.clone()
-        object.__setattr__(changed, name, [[1, 2]] if name.startswith("_bad") else 3)
+        setattr(changed, name, [[1, 2]] if name.startswith("_bad") else 3)
         assert not can_be_given(changed), name
     assert not can_be_given(None)
     assert not can_be_given(SamplingParams(max_tokens=1))
