@@ -60,8 +60,11 @@ def seconds(plugin: dict[str, Any] | None, args: argparse.Namespace, run: int) -
 
 def compare(args: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
     """The table's rows, and the seconds of every run."""
-    ours = {"ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk}
+    ours = {"ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk,
+            "delivery": "inject"}
     cases: dict[str, dict[str, Any] | None] = {"plain vLLM": None, "quickmerge": ours}
+    if args.native:
+        cases["native"] = {**ours, "delivery": "native"}
     if args.encoder_batch:
         cases["quickmerge, shared passes"] = {**ours, "encoder_batch": True}
     taken: dict[str, list[float]] = {name: [] for name in cases}
@@ -87,6 +90,7 @@ def saturation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--chunk", type=int, default=2048, help="prompt tokens of one step")
+    parser.add_argument("--native", action="store_true", help="the native delivery, too")
     parser.add_argument("--encoder-batch", action="store_true", help="with and without it")
 
 

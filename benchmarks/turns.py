@@ -95,10 +95,12 @@ class Meter:
                 if ttft is None and last.outputs[0].token_ids:
                     ttft = time.perf_counter() - begin
                     before, self.held = max(self.held), []
+        seconds = time.perf_counter() - begin
         assert last is not None
         said = report_of(last)
         return list(last.outputs[0].token_ids), {
-            "tokens": len(ids), "ttft_s": ttft, "kept_tokens": said.get("kept_tokens", len(ids)),
+            "tokens": len(ids), "ttft_s": ttft, "seconds": seconds,
+            "kept_tokens": said.get("kept_tokens", len(ids)),
             # The in-model delivery's own blocks are found in the cache as well, but no prefill's.
             "cached_tokens": said.get("prefill_cached_tokens") if said else last.num_cached_tokens,
             "blocks": max(self.held), "prefill_blocks": before, "total_blocks": self.idle,

@@ -21,6 +21,7 @@ class Arrival:
         tokens: of the prompt. token_ids: None where it has embeddings instead.
         extra_args: of its sampling parameters; generates: it has such parameters at all.
         salt: its own cache salt. lora: name of its adapter.
+        one_token: its answer has no more than one token.
         first: another request may sample its first token. first_shared: which is then the same as
             that of all such requests.
     """
@@ -37,6 +38,7 @@ class Arrival:
     lora: str | None
     prompt_logprobs: bool
     handle: RequestHandle
+    one_token: bool = False
     first: bool = False
     first_shared: bool = False
 
@@ -129,6 +131,7 @@ def arrival(request: Request, *, own_sampling: bool = False) -> Arrival:
         lora=None if request.lora_request is None else request.lora_request.lora_name,
         prompt_logprobs=params is not None and params.prompt_logprobs is not None,
         handle=RequestHandle(request),
+        one_token=params is not None and params.max_tokens == 1,
         first=not own_sampling and first_token.can_be_given(params),
         first_shared=not own_sampling and first_token.is_the_same_for_all(params),
     )

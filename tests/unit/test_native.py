@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from qm_vllm.engine.messages import JobSpec, WorkerMessage
 from qm_vllm.engine.native.blocks import first_block, own_blocks, prompt_blocks, split
 from qm_vllm.engine.native.native_job import NativeJob
 from qm_vllm.engine.native.rotation import Turn, stands_still, turns_as
+from qm_vllm.engine.requests.planning import RequestPlan, plan_or_reason
 from qm_vllm.layers import WINDOW_QUERIES
 from tests.unit.test_scheduler_side import Engine, N
 
@@ -150,6 +152,9 @@ TALK = [("user", 0, 100), ("assistant", 100, 300), ("user", 300, 1190), ("assist
     (TALK, {}, {"max_error": 0.2}, "inject"),
     (TALK, {"no_native": "recurrent"}, {}, "inject"),
     ([], {"no_inject": "no adapter"}, {}, "native"),
+    ([], {"encode_from": 1201}, {}, "native"),
+    ([], {"encode_from": 1200}, {}, "inject"),
+    ([], {"encode_from": 1201, "no_native": "recurrent"}, {}, "inject"),
     ([], {"no_inject": "no adapter"}, {"query_visible": False}, None),
     ([], {"no_inject": "no adapter", "no_native": "recurrent"}, {}, None),
 ])
@@ -169,6 +174,21 @@ def test_auto_leaves_short_prompts_alone_where_it_could_only_prefill_them():
     assert "below 1,024" in engine.side.finished("r", 20)["reason"]
     engine.add("asked", delivery="native")
     assert engine.side.tracked["asked"].plan.config.delivery == "native"
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"first": True}, None), ({"one_token": True}, "one token"), ({}, "below 1,024"),
+])
+def test_auto_costs_no_step_that_nobody_gains_by(changes, reason):
+    engine = Engine(QuickMergeConfig(ratio=0.4), no_inject="no adapter")
+    engine.side.bind_shadows(object())
+    engine.add("r")
+    tracked = engine.side.tracked["r"]
+    made = plan_or_reason(
+        replace(tracked.arrival, **changes), engine.side.config, engine.side.facts,
+        engine.side.room,
+    )
+    assert isinstance(made, RequestPlan) if reason is None else reason in str(made)
 
 
 def job() -> NativeJob:

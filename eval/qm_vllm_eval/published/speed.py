@@ -165,6 +165,22 @@ def turns(content: Row) -> list[Row]:
     ]
 
 
+def first_token(content: Row) -> list[Row]:
+    """first_token.py."""
+    return [
+        {
+            "N": f"{row['N']:,}", "way": row["way"], "kept": f"{row['kept']:,}",
+            "TTFT": f"{seconds(row['ttft_s'])} ({seconds(row['fastest_s'])}"
+            f" - {seconds(row['slowest_s'])})",
+            "TTFT / plain": f"{row['ttft / plain']:.3f} ({row['lowest']:.3f}"
+            f" - {row['highest']:.3f})",
+            "choosing and moving": seconds(row["job_s"]) if row["way"] == "native" else "",
+            "whole answer / plain": f"{row['answer / plain']:.3f}",
+        }
+        for row in content["rows"]
+    ]
+
+
 KINDS: list[tuple[str, str, Callable[[Row], list[Row]]]] = [
     ("prefill", "Time to first token", prefill),
     ("encoder", "The layers alone", encoder),
@@ -176,6 +192,7 @@ KINDS: list[tuple[str, str, Callable[[Row], list[Row]]]] = [
     ("serving", "Saturation", saturation),
     ("saturation", "Saturation", saturation),
     ("turns", "Prompts that share a prefix", turns),
+    ("first_token", "Time to first token by delivery", first_token),
 ]
 
 

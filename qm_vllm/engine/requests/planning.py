@@ -168,12 +168,19 @@ def _delivery(
     if inject and tokens >= facts.encode_from:
         again = facts.prefix_caching and tokens >= NATIVE_FROM
         return "native" if again and goes_on(facts.chat.find(arrival.token_ids or [])) else "inject"
-    if config.enabled and config.min_tokens <= tokens < NATIVE_FROM and not arrival.first:
-        raise Untouched(
-            "short",
-            f"{tokens} prompt tokens: below {NATIVE_FROM:,} the extra step where vLLM prefills "
-            'the prompt would cost too much; delivery="native" does it',
-        )
+    if config.enabled and config.min_tokens <= tokens:
+        if arrival.one_token:
+            raise Untouched(
+                "one_token",
+                "the answer has one token, for which no KV is kept, and vLLM would prefill the "
+                'prompt in any case; delivery="native" compresses it all the same',
+            )
+        if tokens < NATIVE_FROM and not arrival.first:
+            raise Untouched(
+                "short",
+                f"{tokens} prompt tokens: below {NATIVE_FROM:,} the extra step where vLLM prefills "
+                'the prompt would cost too much; delivery="native" does it',
+            )
     return "native"
 
 
