@@ -69,7 +69,6 @@ class QuickMergeConfig:
         help="Keep tokens whose normalised saliency reaches this, in [0, 1] (the paper's "
              "threshold, 0.45 there)",
     )
-    # See qm_vllm.compress.attention_error.AttentionError.
     max_error: float | None = option(
         None, check=partial(checks.real, low=0.0, high=1.0), by=REQUEST,
         help="Keep the fewest tokens with which no head of the prompt's end (64 tokens) reads "
@@ -99,7 +98,6 @@ class QuickMergeConfig:
         help="Half-open token ranges that stay, such as [[100, 140]]; a request's must lie in "
              "its prompt, the engine's are clipped to it",
     )
-    # Needs a chat template whose turns begin with special tokens.
     keep_roles: str | tuple[str, ...] = option(
         "auto", check=partial(checks.some_or_auto, allowed=ROLES), by=REQUEST, form=Form.NAMES,
         help=f"Turns of a chat that stay whole: some of {', '.join(ROLES)}; none; auto: system "
@@ -134,10 +132,14 @@ class QuickMergeConfig:
         help="Half-open range of layers, such as [5, 10], whose input states give the entropy; "
              "it must end at or below E",
     )
-    # sqrt(D) at D = 576.
     logit_scale: float = option(
         24.0, check=partial(checks.real, low=0.0, high=1e4, open_low=True), by=RESEARCH,
-        help="Scale of the entropy's cosine logits (eq. 1), greater than 0",
+        help="Scale of the entropy's cosine logits (eq. 1), greater than 0; sqrt(D) at D = 576",
+    )
+    head_share: float = option(
+        0.25, check=partial(checks.real, low=0.0, high=1.0), by=RESEARCH,
+        help="Share of the budget, in [0, 1], that each KV head of each layer spends on tokens of "
+             "its own; native delivery alone",
     )
 
     # --- stage 2: grouping and merging -------------------------------------------------------

@@ -12,7 +12,13 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.compress import Evidence, QueryAttention, choose, protected_positions
+from qm_vllm.compress import (
+    Evidence,
+    QueryAttention,
+    choose,
+    protected_positions,
+    scores_of_heads,
+)
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
 
 
@@ -25,6 +31,8 @@ class Rows:
     positions: dict[int, torch.Tensor] = field(default_factory=dict)
     windows: dict[int, int | None] = field(default_factory=dict)
     weights: dict[int, torch.Tensor] = field(default_factory=dict)
+    queries: dict[int, torch.Tensor] = field(default_factory=dict)
+    scales: dict[int, tuple[float, float]] = field(default_factory=dict)
     now: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -54,6 +62,8 @@ def attend(
         seen &= places > rows.now[:, None] - sliding_window
     weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
     rows.weights[layer] = weights[0, :, -WINDOW_QUERIES:]
+    rows.queries[layer] = query[0, :, -WINDOW_QUERIES:].transpose(0, 1)
+    rows.scales[layer] = scaling, softcap or 0.0
     return (weights @ value.repeat_interleave(each, 1)).transpose(1, 2), None
 
 
@@ -68,6 +78,7 @@ class Continuation:
     Attributes:
         other: what follows if the next best position stays and not the last that was chosen: which
             of two that rank alike comes first depends on a processor's rounding.
+        scores: [KVH, N] of each layer whose heads choose.
     """
 
     kept: list[int]
@@ -75,6 +86,7 @@ class Continuation:
     logprobs: list[float]
     leads: list[float]
     other: Continuation | None = None
+    scores: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def of(self, kept: list[int]) -> Continuation:
         """What follows where these positions stayed; itself if that is another choice."""
@@ -104,14 +116,16 @@ class NativeReference:
     @torch.inference_mode()
     def generate(
         self, ids: list[int], *, block_size: int, max_tokens: int,
-        special: tuple[int, ...] = (), first: bool = False, **options,
+        special: tuple[int, ...] = (), first: bool = False,
+        own: dict[int, list[list[int]]] | None = None, **options,
     ) -> Continuation:
         """Greedy continuation of a prompt of which some positions stay.
 
         Args:
             first: the first token is that of the whole prompt.
+            own: positions that the KV heads of layers keep, where they choose, but the last one.
         """
-        config, count = QuickMergeConfig(**options), len(ids)
+        config, count = QuickMergeConfig(**{"head_share": 0.0, **options}), len(ids)
         rows = Rows()
         logits = self._step(rows, ids, 0)
         depth = encoder_depth(config, len(rows.keys))
@@ -125,21 +139,39 @@ class NativeReference:
         )
         choice = choose(evidence, config, protected=protected, block_size=block_size)
         begin, other = logits if first else None, None
+        shared = choice.order[: max(round((1 - config.head_share) * choice.k), choice.protected)]
+        scores = self._of_heads(rows) if config.head_share else {}
+        if own is None:
+            own = {layer: _best(each, shared, choice.k) for layer, each in scores.items()}
         if choice.k < count:
             order = torch.cat((choice.order[: choice.k - 1], choice.order[choice.k : choice.k + 1]))
-            other = self._go_on(rows, ids, order.sort().values, max_tokens, begin)
-        return replace(self._go_on(rows, ids, choice.kept, max_tokens, begin), other=other)
+            other = self._go_on(rows, ids, order.sort().values, own, max_tokens, begin)
+        found = self._go_on(rows, ids, choice.kept, own, max_tokens, begin)
+        return replace(found, other=other, scores=scores)
+
+    def _of_heads(self, rows: Rows) -> dict[int, torch.Tensor]:
+        """What each KV head would keep, [KVH, N], of each layer that sees all positions."""
+        found = {}
+        for layer in (one for one in rows.keys if not rows.windows[one]):
+            scale, cap = rows.scales[layer]
+            keys, values = (part[layer][0].transpose(0, 1) for part in (rows.keys, rows.values))
+            found[layer] = scores_of_heads(rows.queries[layer], keys, values, scale, 1 << 30, cap)
+        return found
 
     def _go_on(
-        self, rows: Rows, ids: list[int], kept: torch.Tensor, max_tokens: int,
-        begin: torch.Tensor | None,
+        self, rows: Rows, ids: list[int], kept: torch.Tensor, own: dict[int, list[list[int]]],
+        max_tokens: int, begin: torch.Tensor | None,
     ) -> Continuation:
         after, count = Rows(), len(ids)
         newest = torch.arange(count - len(kept), count - 1)
         for layer in rows.keys:
             stay = newest if rows.windows[layer] else kept[:-1]
-            after.keys[layer] = rows.keys[layer][:, :, stay]
-            after.values[layer] = rows.values[layer][:, :, stay]
+            places = own.get(layer, [stay.tolist()] * rows.keys[layer].shape[1])
+            after.keys[layer], after.values[layer] = (
+                torch.stack([part[0, head, at] for head, at in enumerate(places)])[None]
+                for part in (rows.keys[layer], rows.values[layer])
+            )
+            # All stand before what follows, so which of them they are says nothing but that.
             after.positions[layer] = stay
             after.windows[layer] = rows.windows[layer]
         token, tokens, logprobs, leads = ids[-1], [], [], []
@@ -153,3 +185,12 @@ class NativeReference:
             logprobs.append(float(logits.log_softmax(-1)[token]))
             leads.append(float(best.values[0] - best.values[1]))
         return Continuation(kept.tolist(), tokens, logprobs, leads)
+
+
+def _best(scores: torch.Tensor, shared: torch.Tensor, k: int) -> list[list[int]]:
+    """The shared positions and the best others of each head, in order, without the last."""
+    found, all_keep = [], set(shared.tolist())
+    for head in scores.tolist():
+        others = sorted(set(range(len(head))) - all_keep, key=lambda i: -head[i])
+        found.append(sorted([*all_keep, *others[: k - len(all_keep)]])[:-1])
+    return found

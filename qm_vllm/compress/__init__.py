@@ -24,6 +24,7 @@ from qm_vllm.compress.fidelity import (
 )
 from qm_vllm.compress.grouping import GROUPINGS, group_tokens
 from qm_vllm.compress.gumbel import gumbel_softmax_mask, soft_merge
+from qm_vllm.compress.head_choice import choose_for_heads, scores_of_heads
 from qm_vllm.compress.merge import MAX_DROPPED_SHARE, merge_states, token_masses
 from qm_vllm.compress.normalize import absolute, average_rank, min_max
 from qm_vllm.compress.pipeline import Compressed, compress, finish
@@ -48,6 +49,7 @@ __all__ = [
     "average_rank",
     "choose",
     "choose_budget",
+    "choose_for_heads",
     "compress",
     "finish",
     "gamma",
@@ -64,6 +66,7 @@ __all__ = [
     "round_to_blocks",
     "row_norms",
     "score_tokens",
+    "scores_of_heads",
     "select",
     "sizes_between",
     "smallest_within",

@@ -49,7 +49,7 @@ class QueryAttention:
         if weights.ndim != 3 or 0 in weights.shape:
             raise ValueError(f"attention must be [H, W, N], not {list(weights.shape)}")
         recent = weights[:, -RECENT:].float().mean(1)
-        question = weights.amax(0).float() * _say(weights.shape[1], weights.device)
+        question = weights.amax(0).float() * say(weights.shape[1], weights.device)
         return cls(recent.amax(0), question.amax(0), recent.square().sum(0))
 
     @classmethod
@@ -65,8 +65,11 @@ class QueryAttention:
 
 
 @lru_cache
-def _say(window: int, device: torch.device) -> Tensor:
-    """``exp(-age / AGE)`` of the last queries: [W, 1] float32, made once for a device."""
+def say(window: int, device: torch.device) -> Tensor:
+    """What each of the last queries counts, ``exp(-age / AGE)``: [W, 1] float32.
+
+    Made once for a device.
+    """
     with torch.inference_mode(False):
         age = torch.arange(window - 1, -1, -1, device=device)
         return torch.exp(-age.float() / AGE)[:, None]

@@ -91,15 +91,20 @@ def native_bytes(
 ) -> int:
     """The same for a prompt that vLLM prefills: what compacting it holds.
 
-    The queries of the prompt's end, and the larger of two things: one layer's keys with the
-    attention weights of these queries, and one layer's kept rows twice.
+    The queries of the prompt's end, and the larger of two things: one layer's keys (and its values
+    where heads choose) with the attention weights of these queries, and one layer's kept rows
+    twice.
     """
-    layers = window_layers(config, shape.num_layers)
+    heads = config.head_share > 0
+    layers = shape.num_layers if heads else window_layers(config, shape.num_layers)
     queries = WINDOW_QUERIES * shape.num_heads * shape.head_size * shape.value_bytes * layers
     row = 4 * WINDOW_QUERIES * num_tokens
     looking = 3 * min(max(AT_ONCE, row), row * shape.num_heads)
-    keys = num_tokens * shape.pair // 2 + 2 * min(num_tokens, ROWS) * shape.pair
+    keys = num_tokens * (shape.pair if heads else shape.pair // 2)
+    keys += 2 * min(num_tokens, ROWS) * shape.pair
     scores = 3 * 8 * 6 * num_tokens  # three views in float64, a few times
+    if heads:
+        scores = scores * shape.num_kv_heads + keys + 3 * kept * shape.pair
     return queries + max(keys + looking, scores, 4 * kept * shape.pair)
 
 

@@ -49,6 +49,16 @@ class JobSpec:
         """vLLM prefills the prompt itself."""
         return self.config.delivery == "native"
 
+    @property
+    def heads_choose(self) -> bool:
+        """Each KV head keeps some tokens of its own choice."""
+        return self.native and self.config.head_share > 0
+
+    @property
+    def looks(self) -> bool:
+        """The last queries must be seen: for the choice, or for that of the heads."""
+        return self.kept is None or self.heads_choose
+
     def protected(self) -> torch.Tensor:
         """Positions that stay whatever their score: bool [N] on the CPU."""
         return protected_positions(

@@ -34,8 +34,8 @@ def reference(folder):
 @pytest.fixture(scope="module", params=[False, True], ids=["waits", "schedules ahead"])
 def llm(request, folder, reference):
     with forced_async(request.param), engine(
-        folder, QuickMergeConfig(delivery="native", ratio=RATIO), skip_tokenizer_init=True,
-        max_num_batched_tokens=256, max_num_seqs=8,
+        folder, QuickMergeConfig(delivery="native", ratio=RATIO, head_share=0.0),
+        skip_tokenizer_init=True, max_num_batched_tokens=256, max_num_seqs=8,
     ) as llm:
         yield llm
 

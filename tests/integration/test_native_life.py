@@ -44,7 +44,7 @@ def reference(folder):
 def llm(folder, reference):
     ahead = "gemma" in folder.name
     with forced_async(ahead), engine(
-        folder, QuickMergeConfig(delivery="native"), skip_tokenizer_init=True,
+        folder, QuickMergeConfig(delivery="native", head_share=0.0), skip_tokenizer_init=True,
         max_num_batched_tokens=256, max_num_seqs=8,
     ) as llm:
         assert (llm.llm_engine.engine_core.engine_core.batch_queue is not None) is ahead

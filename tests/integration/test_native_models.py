@@ -33,7 +33,8 @@ def expected(folder):
 
 @pytest.fixture(scope="module")
 def llm(folder, expected):
-    with engine(folder, QuickMergeConfig(delivery="native"), skip_tokenizer_init=True) as llm:
+    config = QuickMergeConfig(delivery="native", head_share=0.0)
+    with engine(folder, config, skip_tokenizer_init=True) as llm:
         yield llm
 
 

@@ -13,7 +13,7 @@ from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.request_options import parse_request_args, request_args
 
 NUMBERS = (
-    "ratio", "alpha", "logit_scale", "epsilon", "job_memory_share",
+    "ratio", "alpha", "head_share", "logit_scale", "epsilon", "job_memory_share",
 )
 COUNTS = {
     "min_tokens": 2, "max_kept": 1, "min_kept": 1, "protect_first": 0, "protect_last": 1,
@@ -39,7 +39,7 @@ def test_numbers_name_field_value_and_range(name, value):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [("ratio", 0, "greater than 0 and at most 1"), ("ratio", 1.01, "at most 1"),
-     ("alpha", 1.01, "at least 0 and at most 1"), ("logit_scale", 0.0, "greater than 0"),
+     ("alpha", 1.01, "at least 0 and at most 1"), ("head_share", "logit_scale", 0.0, "greater than 0"),
      ("job_memory_share", 0, "greater than 0 and at most 0.5"), ("epsilon", 2, "at most 1")],
 )
 def test_ends_of_ranges(name, value, words):
@@ -190,7 +190,7 @@ def test_who_may_set_what():
     }
     research = {
         "saliency", "grouping", "merge", "epsilon", "encoder_layers", "window_layers",
-        "score_layers", "logit_scale", "positions", "details",
+        "score_layers", "head_share", "logit_scale", "positions", "details",
     }
     assert research == QuickMergeConfig.RESEARCH_FIELDS
     assert everyday | research == QuickMergeConfig.REQUEST_FIELDS

@@ -17,8 +17,8 @@ WINDOW_QUERIES = 64
 """Last positions of the prompt whose attention is recorded."""
 NARROWEST_WINDOW = 2
 """Fewest layers in which it is recorded by default."""
-PASSAGE, SENTENCE, PHRASE = 0.2, 0.5, 0.3
-"""Share of the budget that each length gets."""
+SHARES = (0.2, 0.5, 0.3)
+"""Of the budget, what passage, sentence and phrase get."""
 FORWARD, BACKWARD = (64.0, 8.0, 2.0), 2.0
 """Tokens that passage, sentence and phrase reach forward; all reach as far backward."""
 FLOOR = 1e-9
@@ -57,8 +57,8 @@ def score(evidence: Evidence, config: QuickMergeConfig) -> Tensor:
     views = torch.stack((seen.recent, seen.question, seen.energy.sqrt()))
     views[:, : config.protect_first] = 0
     views[:, max(0, views.shape[1] - config.protect_last) :] = 0
-    spread = reach(views, _column(FORWARD, views.device), BACKWARD)
-    return shared_rank(list(zip(spread, (PASSAGE, SENTENCE, PHRASE), strict=True)))
+    spread = reach(views, forward_reach(views.device), BACKWARD)
+    return shared_rank(list(zip(spread, SHARES, strict=True)))
 
 
 def reach(weights: Tensor, forward: float | Tensor, backward: float) -> Tensor:
@@ -82,10 +82,10 @@ def reach(weights: Tensor, forward: float | Tensor, backward: float) -> Tensor:
 
 
 @lru_cache
-def _column(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Constants [n, 1] float64, copied to a device once, as each copy waits for it."""
+def forward_reach(device: torch.device) -> Tensor:
+    """:data:`FORWARD` as [3, 1] float64, copied to a device once, as each copy waits for it."""
     with torch.inference_mode(False):
-        return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
+        return torch.tensor(FORWARD, dtype=torch.float64, device=device)[:, None]
 
 
 SCORE = Score(

@@ -17,6 +17,8 @@ from qm_vllm.compress import (
     Evidence,
     QueryAttention,
     choose,
+    choose_for_heads,
+    scores_of_heads,
     window_attention,
 )
 from qm_vllm.config import ConfigError
@@ -42,7 +44,8 @@ class NativeJob:
 
     Attributes:
         first: position of the first query that is kept.
-        watched: names of the layers whose queries are kept.
+        watched: names of the layers whose queries are kept. scored: those of them that say which
+            tokens stay.
         problem: what went wrong while the prompt was looked at.
     """
 
@@ -56,9 +59,12 @@ class NativeJob:
         self.queries: dict[str, torch.Tensor] = {}
         self._seen: dict[str, int] = {}
         self.problem: str | None = None
-        whole = [one.layer.name for one in layers[: spec.encoder_layers] if one.window is None]
+        whole = [one.layer.name for one in layers if one.window is None]
+        below = {one.layer.name for one in layers[: spec.encoder_layers]}
         count = window_layers(spec.config, len(layers))
-        self.watched = frozenset(whole[-count:]) if spec.kept is None else frozenset()
+        self.scored = frozenset([name for name in whole if name in below][-count:])
+        watched = frozenset(whole) if spec.heads_choose else self.scored
+        self.watched = watched if spec.looks else frozenset()
 
     def see(self, name: str, rows: torch.Tensor, start: int) -> None:
         """Keep what a step computed of the last queries.
@@ -94,11 +100,14 @@ class NativeJob:
     def _run(self, blocks: Sequence[Sequence[int]]) -> JobResult:
         clock, spec = Stopwatch(self.device), self.spec
         source = [self._ids(group) for group in blocks]
-        with clock.phase("saliency"):
-            choice = None if spec.kept is not None else self._choose(self._evidence(source))
-        kept = torch.tensor(spec.kept) if choice is None else choice.kept
+        choice = None
+        if spec.looks:
+            with clock.phase("saliency"):
+                choice = self._choose(self._evidence(source))
+        kept = torch.tensor(spec.kept) if choice is None or spec.kept else choice.kept
+        kept = kept.to(self.device)
         with clock.phase("move"):
-            self._move(source, kept.to(self.device))
+            self._move(source, kept, self._shared(choice, kept))
         self.queries.clear()
         finite = torch.ones(1) if choice is None else torch.isfinite(choice.scores).all()[None]
         valid, *found = torch.cat((finite.to(kept), kept)).tolist()  # the host waits once
@@ -123,7 +132,7 @@ class NativeJob:
     def _evidence(self, source: Sequence[torch.Tensor]) -> Evidence:
         """What the last queries look at, over the heads of all watched layers and ranks."""
         count = len(self.spec.token_ids)
-        if not self.watched:  # all layers have sliding windows: the newest stay in any case
+        if not self.scored:  # all layers have sliding windows: the newest stay in any case
             age = torch.arange(1, count + 1, device=self.device) / count
             return Evidence(count, attention=[QueryAttention(age, age, age.square())])
         missing = [name for name in self.watched if self._seen.get(name) != count]
@@ -137,7 +146,7 @@ class NativeJob:
         seen = []
         for one in self.layers:
             attn = one.layer.attn
-            if attn.name in self.watched:
+            if attn.name in self.scored:
                 keys = self.cache.keys(one.layer.module, source[one.layer.group], count)
                 seen.append(window_attention(
                     self.queries[attn.name], keys, attn.scale, AT_ONCE, attn.soft_cap
@@ -151,7 +160,20 @@ class NativeJob:
             upload=upload, check=False,
         )
 
-    def _move(self, source: Sequence[torch.Tensor], kept: torch.Tensor) -> None:
+    def _shared(self, choice: Choice | None, kept: torch.Tensor) -> torch.Tensor | None:
+        """Of the kept positions those that all heads keep; None: all of them."""
+        count, k = len(self.spec.token_ids), kept.shape[0]
+        if choice is None or not self.spec.heads_choose or k == count:
+            return None
+        number = max(round((1 - self.spec.config.head_share) * k), choice.protected)
+        # The best of what was kept, also where it was chosen in an earlier run.
+        stays = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
+        first = stays[choice.order].long().sort(descending=True, stable=True).indices[:number]
+        return None if number >= k else choice.order[first]
+
+    def _move(
+        self, source: Sequence[torch.Tensor], kept: torch.Tensor, shared: torch.Tensor | None
+    ) -> None:
         """Copy K - 1 positions into the job's own blocks; the last token is left to vLLM."""
         spec, size = self.spec, self.cache.block_size
         count, k = len(spec.token_ids), kept.shape[0]
@@ -164,9 +186,27 @@ class NativeJob:
                 # The window counts positions, so here the newest stay, whatever was chosen.
                 first = max(0, k - (self.windows[group] or k))
                 positions = torch.arange(first, k - 1, device=self.device) + (count - k)
-            found = known.setdefault((group, one.window is None), {})
-            keys, values = self.cache.rows(module, source[group], positions, found)
+            if shared is not None and one.window is None:
+                keys, values = self._own_rows(one, source[group], k, shared)
+            else:
+                found = known.setdefault((group, one.window is None), {})
+                keys, values = self.cache.rows(module, source[group], positions, found)
             keys = one.back(keys, count - k)
             offset = first_block(k, self.windows[group], size) * size
             slots = slots_of(own[group], size, first - offset, k - 1 - offset)
             self.cache.write(module, keys.contiguous(), values.contiguous(), slots)
+
+    def _own_rows(
+        self, one: NativeLayer, source: torch.Tensor, k: int, shared: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [K - 1, KVH, D] of one layer, of other positions for each KV head."""
+        attn, config = one.layer.attn, self.spec.config
+        keys, values = self.cache.read(one.layer.module, source, len(self.spec.token_ids))
+        scores = scores_of_heads(
+            self.queries[attn.name], keys, values, attn.scale, AT_ONCE, attn.soft_cap,
+            (config.protect_first, config.protect_last),
+        )
+        # The last token is protected, so it is the last of each head.
+        rows = choose_for_heads(scores, shared, k)[:, :-1].T
+        index = rows[..., None].expand(-1, -1, keys.shape[-1])
+        return keys.gather(0, index), values.gather(0, index)

@@ -94,7 +94,7 @@ class NativeRuns:
         last = len(spec.token_ids) if tracked.skipped_cache else WINDOW_QUERIES
         self.shadows.start(
             tracked.arrival.handle, shadow, spec.token_ids, tracked.arrival.salt,
-            1 if spec.kept is not None else last, tracked.pending and tracked.arrival.first,
+            last if spec.looks else 1, tracked.pending and tracked.arrival.first,
         )
 
     def run_of(self, shadow: str) -> Run | None:

@@ -1,0 +1,125 @@
+"""Each KV head keeps some tokens of its own: what the engine writes is what transformers reads.
+
+Of two tokens that rank alike one processor keeps this and another that, and there are many heads.
+So the engine's positions are compared up to such pairs, and then the reference goes on from them.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qm_vllm import QuickMergeConfig
+from qm_vllm.engine.native import native_job
+from tests.engines import engine, random_prompt, scheduler_of
+from tests.families import make_model
+from tests.integration.generate import greedy, run
+from tests.integration.left_empty import left_empty
+from tests.native_reference import NativeReference
+
+BLOCK, TOKENS, SHARE = 32, 12, 0.5
+PROMPTS = [random_prompt(length, seed) for seed, length in ((3, 300), (4, 701))]
+OPTIONS = {"ratio": 0.4, "head_share": SHARE}
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma-3", "qwen3", "glm-4"])
+def folder(request, tmp_path_factory):
+    return make_model(request.param, tmp_path_factory.mktemp("heads"))
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    return NativeReference(str(folder))
+
+
+@pytest.fixture(scope="module")
+def llm(folder, reference):
+    with engine(
+        folder, QuickMergeConfig(delivery="native"), skip_tokenizer_init=True,
+        max_num_batched_tokens=256,
+    ) as llm:
+        yield llm
+
+
+@pytest.fixture
+def live(llm):
+    with left_empty(llm):
+        yield llm
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Positions [KVH, K] of each layer in turn, and those that all heads share."""
+    found, choose = [], native_job.choose_for_heads
+
+    def record(scores, shared, k):
+        kept = choose(scores, shared, k)
+        found.append((kept, set(shared.tolist())))
+        return kept
+
+    monkeypatch.setattr(native_job, "choose_for_heads", record)
+    return found
+
+
+def test_heads_keep_what_they_look_at(live, reference, chosen):
+    for ids in PROMPTS:
+        chosen.clear()
+        params = greedy(TOKENS, details=True, **OPTIONS)
+        params.logprobs = 0
+        (out,) = live.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
+        report = out.kv_transfer_params["quickmerge"]
+        assert report["status"] == "compressed", report
+        ask = {"block_size": BLOCK, "max_tokens": TOKENS, "special": (0, 1, 2), **OPTIONS}
+        want = reference.generate(ids, **ask)
+        assert len(chosen) == len(want.scores) > 0
+        own, differ = {}, 0
+        for (layer, scores), (kept, shared) in zip(want.scores.items(), chosen, strict=True):
+            assert kept.shape == (scores.shape[0], report["kept_tokens"])
+            assert len(shared) == round((1 - SHARE) * report["kept_tokens"])
+            own[layer] = kept[:, :-1].tolist()
+            for head, rank in zip(kept.tolist(), scores, strict=True):
+                assert shared <= set(head)
+                left = torch.tensor(sorted(set(range(len(ids))) - set(head)))
+                mine = torch.tensor(sorted(set(head) - shared))
+                assert rank[left].max() <= rank[mine].min() + 0.05
+                differ += bool(rank[left].max() > rank[mine].min())
+        assert differ <= len(own)  # such pairs are rare
+        want = reference.generate(ids, own=own, **ask)
+        found, count = out.outputs[0], want.decided()
+        logprobs = [step[token].logprob for step, token in
+                    zip(found.logprobs, found.token_ids, strict=True)]
+        assert count >= 1
+        assert list(found.token_ids)[:count] == want.tokens[:count]
+        assert logprobs[:count] == pytest.approx(want.logprobs[:count], abs=2e-3)
+
+
+def test_they_keep_it_again_where_the_blocks_are_gone(live):
+    """A preempted request whose job runs again, with its kept ids given; heads choose anew."""
+    alone = [run(live, [ids], greedy(TOKENS, **OPTIONS))[0][0] for ids in PROMPTS]
+    scheduler = scheduler_of(live)
+    scheduler.reset_prefix_cache(reset_connector=True)
+    for name, ids in enumerate(PROMPTS):
+        live.llm_engine.add_request(
+            str(name), {"prompt_token_ids": ids}, greedy(TOKENS, **OPTIONS)
+        )
+    done, preempted = {}, False
+    while live.llm_engine.has_unfinished_requests():
+        for out in live.llm_engine.step():
+            done[out.request_id] = list(out.outputs[0].token_ids)
+        if not preempted and len(done) == 2 and min(map(len, done.values())) >= 3:
+            preempted = True
+            for victim in list(scheduler.running):
+                scheduler.running.remove(victim)
+                scheduler._preempt_request(victim, 0.0)
+            for block in scheduler.kv_cache_manager.block_pool.blocks:
+                if block.ref_cnt == 0 and not block.is_null:
+                    scheduler.kv_cache_manager.block_pool._maybe_evict_cached_block(block)
+    assert preempted
+    assert [done[str(name)] for name in range(len(PROMPTS))] == alone
+
+
+def test_keeping_all_leaves_heads_nothing_to_choose(live, chosen):
+    ((plain, _), *_) = run(live, PROMPTS[:1], greedy(TOKENS, enabled=False))
+    ((ours, _), *_) = run(live, PROMPTS[:1], greedy(TOKENS, ratio=1.0, head_share=SHARE))
+    assert ours == plain
+    assert not chosen
