@@ -39,7 +39,7 @@ def test_numbers_name_field_value_and_range(name, value):
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [("ratio", 0, "greater than 0 and at most 1"), ("ratio", 1.01, "at most 1"),
-     ("alpha", 1.01, "at least 0 and at most 1"), ("head_share", "logit_scale", 0.0, "greater than 0"),
+     ("alpha", 1.01, "at least 0 and at most 1"), ("logit_scale", 0.0, "greater than 0"),
      ("job_memory_share", 0, "greater than 0 and at most 0.5"), ("epsilon", 2, "at most 1")],
 )
 def test_ends_of_ranges(name, value, words):
