@@ -113,7 +113,7 @@ def main() -> None:
     fill_in(args)
     rows, raw = [], []
     for chunk in map(int, args.chunks.split(",")):
-        ours = {"ratio": args.ratio, "encoder_chunk_tokens": chunk}
+        ours = {"ratio": args.ratio, "delivery": "inject", "encoder_chunk_tokens": chunk}
         for name, plugin in (("plain vLLM", None), ("quickmerge", ours)):
             got = in_child(measure, args, chunk, plugin)
             raw.append({"case": name, "chunk": chunk, **got})

@@ -102,7 +102,8 @@ def main() -> None:
     args = parser.parse_args()
     fill_in(args)
     lengths = sorted(int(n) for n in args.lengths.split(","))
-    ours = {"ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk}
+    ours = {"ratio": args.ratio, "min_tokens": 2, "delivery": "inject",
+            "encoder_chunk_tokens": args.chunk}
     config = json.loads((Path(args.model) / "config.json").read_text())
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     head = config.get("head_dim") or config["hidden_size"] // heads

@@ -52,7 +52,8 @@ def run(args: argparse.Namespace, lengths: list[int]) -> list[dict[str, Any]]:
 
     from vllm import SamplingParams
 
-    plugin = {"ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk}
+    plugin = {"ratio": args.ratio, "min_tokens": 2, "delivery": "inject",
+              "encoder_chunk_tokens": args.chunk}
     llm = start(
         args.model, plugin, dtype=args.dtype, max_model_len=max(lengths) + 16, max_num_seqs=2,
         max_num_batched_tokens=args.chunk, enforce_eager=True,

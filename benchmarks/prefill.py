@@ -143,7 +143,8 @@ def main() -> None:
         "enforce_eager": args.enforce_eager, "max_num_seqs": 8, **machine_options(model),
     }
     plugin = {
-        "ratio": ratios[0], "min_tokens": 2, "encoder_chunk_tokens": args.encoder_chunk_tokens,
+        "ratio": ratios[0], "min_tokens": 2, "delivery": "inject",
+        "encoder_chunk_tokens": args.encoder_chunk_tokens,
     }
     plain, ours = Child(serve, options, None), Child(serve, options, plugin)
     config = json.loads((Path(model) / "config.json").read_text())

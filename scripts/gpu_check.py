@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("floor", "entropy", "dense", "v1", "v2", "prefill", "saturation")
+PARTS = ("floor", "entropy", "dense", "v1", "v2", "prefill", "native", "saturation")
 MODE_LENGTH = "8192"
 V2_TESTS = (
     "test_keep_all.py", "test_compressed.py", "test_jobs.py", "test_requests.py",
@@ -210,14 +210,34 @@ def prefill(
     ]
 
 
+def native(found: dict[str, Any], lengths: str, *mode: str) -> list[Row]:
+    """Time to first token of both deliveries in each runner, and of prompts that share a prefix."""
+    rows: list[Row] = []
+    for runner in ("v1", "v2"):
+        for row in benchmark("first_token", found, "--lengths", lengths, "--runs", "5", "--chunk",
+                             "8192", "--kv-gib", kv_gib(lengths), *mode, label=f"_{runner}",
+                             runner=runner):
+            rows.append((
+                f"TTFT, 8B shape, {row['way']}, runner {runner}, N = {row['N']:,}",
+                f"{1e3 * row['ttft_s']:.0f} ms: {row['ttft / plain']:.3f} of plain", True,
+            ))
+    shared = benchmark("turns", found, "--chunk", "8192", "--kv-gib", "4", *mode)
+    return rows + [
+        (f"{row['scenario']}, {row['prompts']} prompts, {row['way']}",
+         f"sum of TTFT {row['ttft_sum_s']:.2f} s, {row['blocks']} blocks while decoding", True)
+        for row in shared
+    ]
+
+
 def saturation(found: dict[str, Any], *mode: str) -> list[Row]:
     """Throughput with more requests than a fixed KV cache holds."""
     rows = benchmark("saturation", found, "--requests", "96", "--fit", "16", "--length", "2048",
                      "--output", "128", "--chunk", "8192", "--runs", "2", "--ratio", "0.4",
-                     *mode)
-    plain, ours = (row["requests/s"] for row in rows)
-    return [("throughput in a fixed KV cache, N = 2,048, 128 output tokens, ratio 0.4",
-             f"{plain:.1f} requests/s plain, {ours:.1f} compressed: {ours / plain:.2f}x", True)]
+                     "--native", *mode)
+    plain, *others = ((row["case"], row["requests/s"]) for row in rows)
+    return [(f"throughput in a fixed KV cache, N = 2,048, 128 output tokens, ratio 0.4: {name}",
+             f"{plain[1]:.1f} requests/s plain, {ours:.1f} compressed: {ours / plain[1]:.2f}x",
+             True) for name, ours in others]
 
 
 def main() -> int:
@@ -245,6 +265,7 @@ def main() -> int:
         "v2": lambda: tests("v2", found, args.workers),
         "dense": lambda: dense(found, args.lengths), "modes": lambda: modes(found),
         "prefill": lambda: prefill(found, args.lengths, *mode),
+        "native": lambda: native(found, args.lengths, *mode),
         "saturation": lambda: saturation(found, *mode),
     }
     rows: list[Row] = []

@@ -138,6 +138,10 @@ def test_equal_prompts_begin_alike_together_and_later(live):
         assert tokens == together[0][0]
         assert tokens[0] == whole[0]
     assert later[0][1]["cached"]
+    # Other weights may answer now: what was kept is remembered, what was said is not.
+    scheduler_of(live).reset_prefix_cache()
+    ((_, report),) = run(live, [ids], sampling())
+    assert (report["cached"], report["first_token"]) == (True, "kept")
 
 
 def test_answers_that_are_drawn_share_no_first_token(live):

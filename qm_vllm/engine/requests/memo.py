@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qm_vllm.engine.messages import JobResult
@@ -69,6 +69,12 @@ class Memo:
         known = self._entries.pop(key, None)
         if known is not None:
             self.bytes -= known.bytes
+
+    def forget_answers(self) -> None:
+        """Other weights may answer: what they kept stays, no first token does."""
+        for key, outcome in self._entries.items():
+            if outcome.first is not None:
+                self._entries[key] = replace(outcome, first=None)
 
     def clear(self) -> None:
         """Forget everything (the prefix cache was reset)."""

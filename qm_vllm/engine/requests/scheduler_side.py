@@ -292,9 +292,9 @@ class SchedulerSide:
         again; one that was preempted keeps its tokens, and its job must keep the same.
         """
         self.board.restart()
-        for tracked in self.tracked.values():
-            if not tracked.undelivered or tracked.plan is None:
-                continue
+        self.memo.forget_answers()
+        for tracked in [one for one in self.tracked.values() if one.undelivered]:
+            assert tracked.plan is not None
             tracked.outcome, tracked.details, tracked.cached = None, None, False
             tracked.arrival.handle.resize(tracked.plan.spec.token_ids, tracked.arrival.salt)
             self._wait(tracked)
