@@ -88,5 +88,5 @@ def test_blocks_are_those_of_k_positions_in_each_group(llm):
                 assert len(held) == math.ceil(positions / BLOCK)
             else:
                 assert len(held) <= math.ceil(window / BLOCK) + 1
-    assert steps >= 39
+    assert steps >= 38  # the first token came before
     assert manager.block_pool.get_num_free_blocks() == idle
