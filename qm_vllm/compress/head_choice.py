@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qm_vllm.compress.normalize import average_rank
 from qm_vllm.compress.query_attention import RECENT, say
 from qm_vllm.compress.saliency.query import BACKWARD, SHARES, forward_reach, reach
 from qm_vllm.compress.window_attention import window_weights
@@ -37,7 +36,8 @@ def scores_of_heads(
         ends: how many first and last positions score nothing, because they stay in any case.
 
     Returns:
-        [KVH, N] float32 <= 1, higher = keep: each view fills its share of any budget.
+        [KVH, N] float32 <= 0, higher = keep: each view fills its share of any budget, as in
+        :func:`~qm_vllm.compress.normalize.shared_rank`.
     """
     count, kv_heads = keys.shape[:2]
     queries = queries[-HEAD_QUERIES:]
@@ -55,9 +55,10 @@ def scores_of_heads(
     views[..., : ends[0]] = 0
     views[..., max(0, count - ends[1]) :] = 0
     spread = reach(views, forward_reach(keys.device), BACKWARD)
-    ranks = average_rank(spread).unbind(1)
-    places = [(1 - rank) / share for rank, share in zip(ranks, SHARES, strict=True)]
-    return 1 - torch.stack(places).amin(0)
+    best = spread.float().argsort(-1, descending=True)
+    place = torch.arange(count, dtype=torch.float32, device=keys.device)
+    places = torch.stack([place / share for share in SHARES]).expand_as(spread)
+    return -torch.empty_like(places).scatter_(-1, best, places).amin(1)
 
 
 def choose_for_heads(scores: Tensor, shared: Tensor, k: int) -> Tensor:
