@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d, normalize
 
 from qm_vllm.compress.normalize import shared_rank
+from qm_vllm.compress.query_attention import QueryAttention
 from qm_vllm.compress.saliency.query import BACKWARD, FORWARD, PASSAGE, PHRASE, SENTENCE, reach
 from qm_vllm.compress.window_attention import window_attention, window_weights
 
@@ -161,15 +162,20 @@ def query_of_heads(
     for head in range(keys.shape[1]):
         own = queries[:, head * each : (head + 1) * each]
         seen = window_attention(own, keys[:, head : head + 1], scale, AT_ONCE)
-        views = torch.stack((seen.recent, seen.question, seen.energy.sqrt()))
-        if times is not None:
-            views *= times[head]
-        views[:, :SINKS] = 0
-        views[:, -TAIL:] = 0
-        forward = torch.tensor(FORWARD, dtype=torch.float64, device=views.device)[:, None]
-        spread = reach(views, forward, BACKWARD)
-        rows.append(shared_rank(list(zip(spread, (PASSAGE, SENTENCE, PHRASE), strict=True))))
+        rows.append(spread_views(seen, None if times is None else times[head]))
     return torch.stack(rows)
+
+
+def spread_views(seen: QueryAttention, times: Tensor | None = None) -> Tensor:
+    """The three views of ``query`` in one score [N]; ``times`` [N] weights the tokens before."""
+    views = torch.stack((seen.recent, seen.question, seen.energy.sqrt()))
+    if times is not None:
+        views = views * times
+    views[:, :SINKS] = 0
+    views[:, -TAIL:] = 0
+    forward = torch.tensor(FORWARD, dtype=torch.float64, device=views.device)[:, None]
+    spread = reach(views, forward, BACKWARD)
+    return shared_rank(list(zip(spread, (PASSAGE, SENTENCE, PHRASE), strict=True)))
 
 
 def shared(one: Tensor, other: Tensor, share: float) -> Tensor:

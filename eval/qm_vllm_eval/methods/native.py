@@ -116,13 +116,20 @@ def _query(layer: Layer) -> Tensor:
     return by.query_of_heads(layer.window(), layer.keys, layer.scale)
 
 
+def _query_of_layer(layer: Layer) -> Tensor:
+    """All heads of the layer as if they were one KV head: the same positions for each."""
+    keys = layer.keys
+    seen = by.window_attention(layer.window(), keys, layer.scale, by.AT_ONCE)
+    return by.spread_views(seen)[None].expand(keys.shape[1], -1)
+
+
 def _query_value(layer: Layer) -> Tensor:
     norms = by.value_norms(layer.values)
     return by.query_of_heads(layer.window(), layer.keys, layer.scale, norms)
 
 
-def _query_and(other: Score, share: float, layer: Layer) -> Tensor:
-    return by.shared(_query(layer), other(layer), share)
+def _query_and(own: Score, other: Score, share: float, layer: Layer) -> Tensor:
+    return by.shared(own(layer), other(layer), share)
 
 
 SCORES: dict[str, tuple[str, Score]] = {
@@ -149,14 +156,36 @@ SCORES: dict[str, tuple[str, Score]] = {
     "window-keydiff": ("ranks of window and keydiff", partial(_mixed, _MEAN, _KEYS)),
     "query": ("the score query of the head alone", _query),
     "query-value": ("the same, attention times value norm", _query_value),
+    "query-layer": ("the score query of all heads of the layer together", _query_of_layer),
     "query-ahead": ("three quarters by query, a quarter by ahead",
-                    partial(_query_and, _AHEAD, 0.25)),
+                    partial(_query_and, _query, _AHEAD, 0.25)),
     "query-window": ("three quarters by query, a quarter by window-plain",
-                     partial(_query_and, partial(_window, "mean", "max", 1), 0.25)),
+                     partial(_query_and, _query, partial(_window, "mean", "max", 1), 0.25)),
+    "query-value-ahead": ("three quarters by query-value, a quarter by ahead",
+                          partial(_query_and, _query_value, _AHEAD, 0.25)),
+    "query-value-window": (
+        "three quarters by query-value, a quarter by window-plain times value norm",
+        partial(_query_and, _query_value,
+                partial(_with_value, partial(_window, "mean", "max", 1)), 0.25),
+    ),
     "lookup-ahead": ("a mixture of ahead and what query wants", partial(_looked_up, _AHEAD)),
     "lookup-window": ("a mixture of window and what query wants", partial(_looked_up, _MEAN)),
     "ahead-window": ("ranks of ahead and window", partial(_mixed, _AHEAD, _MEAN)),
 }
+
+
+VARIANTS: dict[str, tuple[str, float]] = {
+    "native-heads": ("query-value", 0.5),
+    "native-heads-eighth": ("query-value", 0.125),
+    "native-heads-quarter": ("query-value", 0.25),
+    "native-heads-most": ("query-value", 0.75),
+    "native-heads-query": ("query", 0.5),
+    "native-heads-expected": ("expected", 0.25),
+    "native-heads-window": ("window-max", 0.25),
+    "native-heads-keydiff": ("keydiff", 0.25),
+    "native-expected": ("expected", 1.0),
+}
+"""Methods of the bench: the score of the heads, and their share of the budget."""
 
 
 def shared_positions(request: Request, share: float) -> tuple[Tensor, Tensor]:
@@ -191,8 +220,8 @@ def compress(score: str | None, share: float, request: Request) -> CompressedCon
         scores = request.once((score, number, k), partial(SCORES[score][1], layer))
         kept = by.choose_for_heads(scores, shared, request.k)
         kept = kept[:, : request.k - request.held, None].expand(-1, -1, decoder.head_dim)
-        placed = request.once(("placed", number), lambda one=layer: one.keys.transpose(0, 1))
-        keys.append(placed.gather(1, kept))
+        placed = request.once(("placed", number), partial(getattr, layer, "keys"))
+        keys.append(placed.transpose(0, 1).gather(1, kept))
         values.append(prefill.values[number].gather(1, kept))
     return CompressedContext(keys, values, request.tokens - request.held)
 
