@@ -28,25 +28,6 @@ AT_ONCE = 64 << 20
 """Bytes of attention weights at a time."""
 
 
-def choose_for_heads(scores: Tensor, shared: Tensor, k: int) -> Tensor:
-    """K positions for every KV head: the shared ones, and the best of the rest by its own score.
-
-    Args:
-        scores: [KVH, N], higher = keep.
-        shared: int64 [S], distinct positions that every head keeps, S <= K.
-
-    Returns:
-        int64 [KVH, K], strictly increasing in each row.
-
-    Raises:
-        ValueError: the shared positions are more than K.
-    """
-    if len(shared) > k:
-        raise ValueError(f"{len(shared)} shared positions are more than k={k}")
-    scores = scores.float().index_fill(1, shared.to(scores.device), float("inf"))
-    return scores.topk(min(k, scores.shape[1]), 1).indices.sort(1).values
-
-
 def window_attention_of_heads(
     queries: Tensor, keys: Tensor, scale: float, *, group: Group = "mean", pool: int = POOL,
     smooth: Literal["max", "mean"] = "max",

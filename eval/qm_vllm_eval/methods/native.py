@@ -20,6 +20,7 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES
 from qm_vllm_eval.methods import head_scores as by
 from qm_vllm_eval.methods.base import Method, Request, keep_entries
+from qm_vllm_eval.methods.head_choice import choose_for_heads, score_for_heads
 from qm_vllm_eval.methods.quickmerge import evidence_of, options
 from qm_vllm_eval.reference.prefill import Prefill
 from qm_vllm_eval.reference.reader import CompressedContext
@@ -124,8 +125,7 @@ def _query_of_layer(layer: Layer) -> Tensor:
 
 
 def _query_value(layer: Layer) -> Tensor:
-    norms = by.value_norms(layer.values)
-    return by.query_of_heads(layer.window(), layer.keys, layer.scale, norms)
+    return score_for_heads(layer.window(), layer.keys, layer.values, layer.scale, by.AT_ONCE)
 
 
 def _query_and(own: Score, other: Score, share: float, layer: Layer) -> Tensor:
@@ -218,7 +218,7 @@ def compress(score: str | None, share: float, request: Request) -> CompressedCon
         layer = Layer(prefill, number, wanted, protected)
         k = request.k if score.startswith("lookup") else None
         scores = request.once((score, number, k), partial(SCORES[score][1], layer))
-        kept = by.choose_for_heads(scores, shared, request.k)
+        kept = choose_for_heads(scores, shared, request.k)
         kept = kept[:, : request.k - request.held, None].expand(-1, -1, decoder.head_dim)
         placed = request.once(("placed", number), partial(getattr, layer, "keys"))
         keys.append(placed.transpose(0, 1).gather(1, kept))
