@@ -24,6 +24,8 @@ TAIL = 32
 """Last positions: every head keeps them."""
 POOL = 7
 """Tokens over which a score spreads: what is looked at needs its neighbours."""
+REACHED = (16.0, 8.0)
+"""Tokens that attention of the last queries and of the question reaches forward as a density."""
 AT_ONCE = 64 << 20
 """Bytes of attention weights at a time."""
 
@@ -157,6 +159,27 @@ def spread_views(seen: QueryAttention, times: Tensor | None = None) -> Tensor:
     forward = torch.tensor(FORWARD, dtype=torch.float64, device=views.device)[:, None]
     spread = reach(views, forward, BACKWARD)
     return shared_rank(list(zip(spread, (PASSAGE, SENTENCE, PHRASE), strict=True)))
+
+
+def reached_attention(queries: Tensor, keys: Tensor, scale: float, times: Tensor) -> Tensor:
+    """Attention of the last queries, times ``times`` [KVH, N], spread to what stands behind it.
+
+    Other arguments as of :func:`window_attention_of_heads`.
+
+    Returns:
+        [KVH, N] float32, not ranks: what is looked at twice as much counts twice as much.
+    """
+    each = queries.shape[1] // keys.shape[1]
+    rows = []
+    for head in range(keys.shape[1]):
+        own = queries[:, head * each : (head + 1) * each]
+        seen = window_attention(own, keys[:, head : head + 1], scale, AT_ONCE)
+        views = torch.stack((seen.recent, seen.question)) * times[head]
+        views[:, :SINKS] = 0
+        views[:, -TAIL:] = 0
+        forward = torch.tensor(REACHED, dtype=torch.float64, device=views.device)[:, None]
+        rows.append(reach(views, forward, BACKWARD).exp().amax(0))
+    return torch.stack(rows).float()
 
 
 def shared(one: Tensor, other: Tensor, share: float) -> Tensor:

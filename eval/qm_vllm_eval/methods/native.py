@@ -128,6 +128,11 @@ def _query_value(layer: Layer) -> Tensor:
     return score_for_heads(layer.window(), layer.keys, layer.values, layer.scale, by.AT_ONCE)
 
 
+def _reached(layer: Layer) -> Tensor:
+    norms = by.value_norms(layer.values)
+    return by.reached_attention(layer.window(), layer.keys, layer.scale, norms)
+
+
 def _query_and(own: Score, other: Score, share: float, layer: Layer) -> Tensor:
     return by.shared(own(layer), other(layer), share)
 
@@ -170,6 +175,8 @@ SCORES: dict[str, tuple[str, Score]] = {
     ),
     "lookup-ahead": ("a mixture of ahead and what query wants", partial(_looked_up, _AHEAD)),
     "lookup-window": ("a mixture of window and what query wants", partial(_looked_up, _MEAN)),
+    "lookup-reach": ("a mixture of attention that reaches forward and what query wants",
+                     partial(_looked_up, _reached)),
     "ahead-window": ("ranks of ahead and window", partial(_mixed, _AHEAD, _MEAN)),
 }
 

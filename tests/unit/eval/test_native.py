@@ -131,3 +131,22 @@ def test_keys_like_the_mean_key_go_first():
     keys[:, 0, 0] = 1
     keys[3, 0] = torch.tensor([0.0, 1.0])
     assert int(head_scores.key_difference(keys).argmax()) == 3
+
+
+def test_a_head_that_looks_up_prefers_what_is_wanted():
+    own = torch.tensor([[0.0, 5, 1, 1, 1, 1]] * 2)
+    wanted = torch.tensor([0, 0, 0, 1, 1, 0], dtype=torch.bool)
+    protected = torch.tensor([1, 0, 0, 0, 0, 0], dtype=torch.bool)
+    recent = torch.tensor([[0.5, 0, 0, 0.3, 0.2, 0], [0.5, 0.2, 0.2, 0, 0, 0.1]])
+    scores = head_scores.looked_up(own, recent, wanted, protected)
+    assert scores[0].topk(2).indices.sort().values.tolist() == [3, 4]
+    assert int(scores[1].argmax()) == 1
+    torch.testing.assert_close(scores.sum(1), torch.ones(2))
+
+
+def test_attention_reaches_forward(layer):
+    ones = torch.ones(layer.keys.shape[1], TOKENS)
+    got = head_scores.reached_attention(layer.window(), layer.keys, layer.scale, ones)
+    inside = got[:, head_scores.SINKS : TOKENS - head_scores.TAIL]
+    assert (inside[:, 1:] >= inside[:, :-1] * 0.88).all()  # falls to 1/e in 8 tokens or more
+    assert (got >= 0).all()
