@@ -17,7 +17,7 @@ from qm_vllm_eval.study.meta import code_hash, describe_run
 from qm_vllm_eval.study.progress import GridProgress
 from qm_vllm_eval.study.report import write_report
 from qm_vllm_eval.study.store import Store, StoreError
-from qm_vllm_eval.tasks import TASKS
+from qm_vllm_eval.tasks import DATA, TASKS, data
 
 ENGINES = ("reference", "vllm")
 QUERIES = {"visible": (True,), "blind": (False,), "both": (True, False)}
@@ -160,17 +160,23 @@ def _tasks(names: Iterable[str]) -> tuple[str, ...]:
     chosen: list[str] = []
     families = {task.family for task in TASKS.values()}
     for name in names:
-        if name == "all":
-            chosen += TASKS
+        if name == "all":  # on every machine the same tasks: published data is asked for by name
+            chosen += [task for task, about in TASKS.items() if about.haystacks != (DATA,)]
+        elif name == DATA:
+            chosen += [task for task, about in TASKS.items() if about.haystacks == (DATA,)]
         elif name in TASKS:
             chosen.append(name)
         elif name in families:
             chosen += [task for task, about in TASKS.items() if about.family == name]
         else:
             raise UserError(
-                f"task {name!r} is unknown; known: all, {', '.join(TASKS)}; families: "
+                f"task {name!r} is unknown; known: all, {DATA}, {', '.join(TASKS)}; families: "
                 f"{', '.join(sorted(families))}"
             )
+    try:
+        data.check(file for name in chosen for file in TASKS[name].files)
+    except HaystackError as error:
+        raise UserError(str(error)) from error
     return tuple(dict.fromkeys(chosen))
 
 

@@ -13,18 +13,24 @@ from typing import Any
 from qm_vllm_eval.haystacks import HAYSTACKS
 from qm_vllm_eval.sample import SPLITS, Sample, sample_id
 from qm_vllm_eval.tasks import (
+    abstract,
     continuation,
     copy_edit,
+    key_value,
+    many_shot,
     multi_needle,
     needle,
+    next_code_line,
+    paragraphs,
     question_answering,
     recall,
     variable_tracking,
+    wikitext,
     word_frequency,
 )
-from qm_vllm_eval.tasks.base import WORDS, Request, Task, Unfit, UnknownTask
+from qm_vllm_eval.tasks.base import DATA, WORDS, Request, Task, Unfit, UnknownTask
 
-__all__ = ["TASKS", "Task", "UnknownTask", "build_sample"]
+__all__ = ["DATA", "TASKS", "Task", "UnknownTask", "build_sample"]
 
 _FAMILIES = (
     needle,
@@ -35,6 +41,12 @@ _FAMILIES = (
     question_answering,
     continuation,
     copy_edit,
+    key_value,
+    abstract,
+    next_code_line,
+    paragraphs,
+    many_shot,
+    wikitext,
 )
 TASKS: dict[str, Task] = {task.name: task for family in _FAMILIES for task in family.TASKS}
 
@@ -65,7 +77,7 @@ def build_sample(
     Raises:
         UnknownTask: no such task.
         ValueError: the length is too short for the task, or another argument is wrong.
-        HaystackError: a text is not on this machine.
+        HaystackError: a text or a data file is not on this machine.
     """
     found = TASKS.get(task)
     if found is None:
@@ -95,8 +107,8 @@ def build_sample(
 
 
 def _usable(task: Task, haystacks: Sequence[str]) -> list[str]:
-    if task.haystacks == (WORDS,):
-        return [WORDS]
+    if task.haystacks in ((WORDS,), (DATA,)):
+        return list(task.haystacks)
     unknown = [name for name in haystacks if name not in HAYSTACKS]
     if unknown:
         raise ValueError(f"no haystack {unknown[0]!r}; there are {', '.join(HAYSTACKS)}")

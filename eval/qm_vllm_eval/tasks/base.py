@@ -18,6 +18,8 @@ TOLERANCE = 40
 """A prompt has between ``length - TOLERANCE`` and ``length`` tokens."""
 WORDS = "words"
 """Name of the haystack of tasks whose context is a list of words, not prose."""
+DATA = "data"
+"""Name of the haystack of tasks that are made of published data; see :mod:`.data`."""
 
 _AIM = 6  # tokens below the length that a new attempt aims at
 _SPARE = 160  # tokens of filler beyond the length, so that an attempt can grow
@@ -38,7 +40,7 @@ class Request:
     """One sample that is to be built.
 
     Attributes:
-        haystack: name of the prose to use, or :data:`WORDS`.
+        haystack: name of the prose to use, or :data:`WORDS` or :data:`DATA`.
         turn: how often the haystack has been used before by lower indices.
         draw: number of the attempt; changes every random choice.
     """
@@ -127,6 +129,7 @@ class Task:
         build: makes one sample of a request, or raises :class:`Unfit`.
         haystacks: names of the texts that it may use.
         minimum: tokens of the shortest prompt that it can be built for.
+        files: names of the data files that it reads, with the haystack :data:`DATA`.
     """
 
     name: str
@@ -136,6 +139,7 @@ class Task:
     build: Callable[[Request], Sample] = field(repr=False)
     haystacks: tuple[str, ...] = ("essays", "novels", "faq")
     minimum: int = 256
+    files: tuple[str, ...] = ()
 
 
 def join(pieces: Sequence[Piece]) -> str:

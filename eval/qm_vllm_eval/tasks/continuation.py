@@ -16,7 +16,15 @@ CONTINUED = 128
 
 
 def _continuation(request: Request) -> Sample:
-    text = join(request.filler())
+    return continued(request, join(request.filler()))
+
+
+def continued(request: Request, text: str) -> Sample:
+    """The beginning of a text at the request's length, and its next :data:`CONTINUED` tokens.
+
+    Raises:
+        Unfit: no word ends at this length.
+    """
     words = list(re.finditer(r"\S+", text))
     cut = int(len(words) * request.length / request.count(text))
     for _ in range(12):
