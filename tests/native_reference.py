@@ -19,6 +19,7 @@ from qm_vllm.compress import (
     protected_positions,
     scores_of_heads,
 )
+from qm_vllm.compress.head_choice import HEAD_QUERIES
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
 
 
@@ -155,7 +156,8 @@ class NativeReference:
         for layer in (one for one in rows.keys if not rows.windows[one]):
             scale, cap = rows.scales[layer]
             keys, values = (part[layer][0].transpose(0, 1) for part in (rows.keys, rows.values))
-            found[layer] = scores_of_heads(rows.queries[layer], keys, values, scale, 1 << 30, cap)
+            queries = rows.queries[layer][-HEAD_QUERIES:]
+            found[layer] = scores_of_heads(queries, keys, values, scale, 1 << 30, cap)
         return found
 
     def _go_on(

@@ -15,7 +15,7 @@ from qm_vllm.compress.saliency.query import BACKWARD, SHARES, forward_reach, rea
 from qm_vllm.compress.window_attention import window_weights
 
 HEAD_QUERIES = 16
-"""Last positions that say what a head keeps: fewer than for the one choice, as heads are many."""
+"""Last positions whose queries an engine asks: fewer than for the one choice, as heads are many."""
 
 
 def scores_of_heads(
@@ -29,8 +29,7 @@ def scores_of_heads(
     product.
 
     Args:
-        queries: [W, H, D], of the last W positions, of which the last :data:`HEAD_QUERIES` are
-            used. keys: [N, KVH, D]; both rotated.
+        queries: [W, H, D], of the last W positions. keys: [N, KVH, D]; both rotated.
         values: [N, KVH, D].
         scale, at_once, soft_cap: as of :func:`~qm_vllm.compress.window_attention.window_weights`.
         ends: how many first and last positions score nothing, because they stay in any case.
@@ -40,7 +39,6 @@ def scores_of_heads(
         :func:`~qm_vllm.compress.normalize.shared_rank`.
     """
     count, kv_heads = keys.shape[:2]
-    queries = queries[-HEAD_QUERIES:]
     age = say(queries.shape[0], keys.device)
     views = queries.new_zeros((kv_heads, 3, count), dtype=torch.float32)
     for weights, heads in window_weights(queries, keys, scale, at_once, soft_cap):

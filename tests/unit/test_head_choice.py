@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qm_vllm.compress import choose_for_heads, scores_of_heads
-from qm_vllm.compress.head_choice import HEAD_QUERIES
 from qm_vllm.compress.normalize import shared_rank
 from qm_vllm.compress.query_attention import AGE, RECENT
 from qm_vllm.compress.saliency.query import BACKWARD, FORWARD, SHARES, reach
@@ -27,8 +26,8 @@ def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def one_head(queries, keys, values, scale, cap) -> torch.Tensor:
     """The score of one KV head: its queries [W, E, D], keys and values [N, D]."""
-    count = min(HEAD_QUERIES, len(queries))
-    logits = torch.einsum("wed,nd->ewn", queries[-count:].double(), keys.double()) * scale
+    count = len(queries)
+    logits = torch.einsum("wed,nd->ewn", queries.double(), keys.double()) * scale
     logits = torch.tanh(logits / cap) * cap if cap else logits
     seen = torch.arange(N) <= torch.arange(N - count, N)[:, None]
     weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
@@ -59,7 +58,7 @@ def test_heads_rank_tokens_as_each_alone(seed, at_once, cap):
         inside = slice(ENDS[0], N - ENDS[1])
         mine, theirs = scores[head, inside].argsort(), want[inside].argsort()
         # Tokens that rank alike, or alike but for rounding, may change places.
-        assert (want[inside][mine] - want[inside][theirs]).abs().max() < 0.02
+        assert (want[inside][mine] - want[inside][theirs]).abs().max() < 0.03
         best = set(mine[-40:].tolist()) ^ set(theirs[-40:].tolist())
         assert len(best) <= 2
 

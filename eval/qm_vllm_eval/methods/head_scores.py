@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool1d, max_pool1d, normalize
 
 from qm_vllm.compress.normalize import shared_rank
 from qm_vllm.compress.query_attention import QueryAttention
-from qm_vllm.compress.saliency.query import BACKWARD, FORWARD, PASSAGE, PHRASE, SENTENCE, reach
+from qm_vllm.compress.saliency.query import BACKWARD, FORWARD, SHARES, reach
 from qm_vllm.compress.window_attention import window_attention, window_weights
 
 Group = Literal["max", "mean"]
@@ -158,7 +158,7 @@ def spread_views(seen: QueryAttention, times: Tensor | None = None) -> Tensor:
     views[:, -TAIL:] = 0
     forward = torch.tensor(FORWARD, dtype=torch.float64, device=views.device)[:, None]
     spread = reach(views, forward, BACKWARD)
-    return shared_rank(list(zip(spread, (PASSAGE, SENTENCE, PHRASE), strict=True)))
+    return shared_rank(list(zip(spread, SHARES, strict=True)))
 
 
 def reached_attention(queries: Tensor, keys: Tensor, scale: float, times: Tensor) -> Tensor:

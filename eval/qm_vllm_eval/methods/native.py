@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from qm_vllm.calibration import calibrated
-from qm_vllm.compress import choose, protected_positions
+from qm_vllm.compress import choose, choose_for_heads, protected_positions, scores_of_heads
+from qm_vllm.compress.head_choice import HEAD_QUERIES
 from qm_vllm.compress.query_attention import RECENT
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES
 from qm_vllm_eval.methods import head_scores as by
 from qm_vllm_eval.methods.base import Method, Request, keep_entries
-from qm_vllm_eval.methods.head_choice import choose_for_heads, score_for_heads
 from qm_vllm_eval.methods.quickmerge import evidence_of, options
 from qm_vllm_eval.reference.prefill import Prefill
 from qm_vllm_eval.reference.reader import CompressedContext
@@ -124,8 +124,10 @@ def _query_of_layer(layer: Layer) -> Tensor:
     return by.spread_views(seen)[None].expand(keys.shape[1], -1)
 
 
-def _query_value(layer: Layer) -> Tensor:
-    return score_for_heads(layer.window(), layer.keys, layer.values, layer.scale, by.AT_ONCE)
+def _query_value(queries: int, layer: Layer) -> Tensor:
+    """The plug-in's own score, from so many of the last queries."""
+    last = layer.window()[-queries:]
+    return scores_of_heads(last, layer.keys, layer.values, layer.scale, by.AT_ONCE)
 
 
 def _reached(layer: Layer) -> Tensor:
@@ -136,6 +138,8 @@ def _reached(layer: Layer) -> Tensor:
 def _query_and(own: Score, other: Score, share: float, layer: Layer) -> Tensor:
     return by.shared(own(layer), other(layer), share)
 
+
+_LONG = partial(_query_value, WINDOW_QUERIES)
 
 SCORES: dict[str, tuple[str, Score]] = {
     "expected": (
@@ -160,17 +164,22 @@ SCORES: dict[str, tuple[str, Score]] = {
     "keydiff": ("minus the cosine of the key to the head's mean key", _KEYS),
     "window-keydiff": ("ranks of window and keydiff", partial(_mixed, _MEAN, _KEYS)),
     "query": ("the score query of the head alone", _query),
-    "query-value": ("the same, attention times value norm", _query_value),
+    "query-value": ("the same, attention times value norm", _LONG),
+    "query-value-short": (
+        f"the same from the last {HEAD_QUERIES} queries, as the engine does it",
+        partial(_query_value, HEAD_QUERIES),
+    ),
+    "query-value-8": ("the same from the last 8 queries", partial(_query_value, 8)),
     "query-layer": ("the score query of all heads of the layer together", _query_of_layer),
     "query-ahead": ("three quarters by query, a quarter by ahead",
                     partial(_query_and, _query, _AHEAD, 0.25)),
     "query-window": ("three quarters by query, a quarter by window-plain",
                      partial(_query_and, _query, partial(_window, "mean", "max", 1), 0.25)),
     "query-value-ahead": ("three quarters by query-value, a quarter by ahead",
-                          partial(_query_and, _query_value, _AHEAD, 0.25)),
+                          partial(_query_and, _LONG, _AHEAD, 0.25)),
     "query-value-window": (
         "three quarters by query-value, a quarter by window-plain times value norm",
-        partial(_query_and, _query_value,
+        partial(_query_and, _LONG,
                 partial(_with_value, partial(_window, "mean", "max", 1)), 0.25),
     ),
     "lookup-ahead": ("a mixture of ahead and what query wants", partial(_looked_up, _AHEAD)),
@@ -182,10 +191,10 @@ SCORES: dict[str, tuple[str, Score]] = {
 
 
 VARIANTS: dict[str, tuple[str, float]] = {
-    "native-heads": ("query-value", 0.5),
-    "native-heads-eighth": ("query-value", 0.125),
-    "native-heads-quarter": ("query-value", 0.25),
-    "native-heads-most": ("query-value", 0.75),
+    "native-heads": ("query-value-short", 0.5),
+    "native-heads-eighth": ("query-value-short", 0.125),
+    "native-heads-quarter": ("query-value-short", 0.25),
+    "native-heads-most": ("query-value-short", 0.75),
     "native-heads-query": ("query", 0.5),
     "native-heads-expected": ("expected", 0.25),
     "native-heads-window": ("window-max", 0.25),
@@ -225,7 +234,7 @@ def compress(score: str | None, share: float, request: Request) -> CompressedCon
         layer = Layer(prefill, number, wanted, protected)
         k = request.k if score.startswith("lookup") else None
         scores = request.once((score, number, k), partial(SCORES[score][1], layer))
-        kept = choose_for_heads(scores, shared, request.k)
+        kept = choose_for_heads(scores, shared.to(scores.device), request.k)
         kept = kept[:, : request.k - request.held, None].expand(-1, -1, decoder.head_dim)
         placed = request.once(("placed", number), partial(getattr, layer, "keys"))
         keys.append(placed.transpose(0, 1).gather(1, kept))

@@ -21,6 +21,7 @@ from qm_vllm.compress import (
     scores_of_heads,
     window_attention,
 )
+from qm_vllm.compress.head_choice import HEAD_QUERIES
 from qm_vllm.config import ConfigError
 from qm_vllm.engine.agreement import OtherRankFailed, over_ranks, together
 from qm_vllm.engine.memory import AT_ONCE
@@ -203,8 +204,8 @@ class NativeJob:
         attn, config = one.layer.attn, self.spec.config
         keys, values = self.cache.read(one.layer.module, source, len(self.spec.token_ids))
         scores = scores_of_heads(
-            self.queries[attn.name], keys, values, attn.scale, AT_ONCE, attn.soft_cap,
-            (config.protect_first, config.protect_last),
+            self.queries[attn.name][-HEAD_QUERIES:], keys, values, attn.scale, AT_ONCE,
+            attn.soft_cap, (config.protect_first, config.protect_last),
         )
         # The last token is protected, so it is the last of each head.
         rows = choose_for_heads(scores, shared, k)[:, :-1].T
