@@ -23,7 +23,7 @@ def _abstract(request: Request) -> Sample:
         paper for paper in data.half(data.json_of(data.PAPERS), request.split)
         if len(_body(paper)) > data.CHARACTERS * request.length
     ]
-    paper = data.turn_of(papers, request.turn, "paper")
+    paper = data.turn_of(papers, request.turn + request.draw, "paper")
     target = _first_words(paper["abstract"], request)
 
     def make(pieces: list[Piece]) -> Sample:

@@ -26,7 +26,7 @@ def _next_line(request: Request) -> Sample:
         if row["gold"][0].strip()
         and len(code := _code(row["prompt"], request.length)) >= data.CHARACTERS * request.length
     ]
-    code, line = data.turn_of(codes, request.turn, "code")
+    code, line = data.turn_of(codes, request.turn + request.draw, "code")
     sample = request.sample(
         _end_of(code, request), "", "\n" + line.rstrip(), (), chat=False, max_new_tokens=0
     )
