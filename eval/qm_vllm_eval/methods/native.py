@@ -191,9 +191,9 @@ SCORES: dict[str, tuple[str, Score]] = {
 
 
 VARIANTS: dict[str, tuple[str, float]] = {
-    "native-heads": ("query-value-short", 0.5),
+    "native-heads": ("query-value-short", QuickMergeConfig().head_share),
     "native-heads-eighth": ("query-value-short", 0.125),
-    "native-heads-quarter": ("query-value-short", 0.25),
+    "native-heads-half": ("query-value-short", 0.5),
     "native-heads-most": ("query-value-short", 0.75),
     "native-heads-query": ("query", 0.5),
     "native-heads-expected": ("expected", 0.25),
