@@ -80,11 +80,12 @@ def begin(request: Request, token: int) -> None:
     """
     assert request.prompt_token_ids is not None
     assert request.sampling_params is not None
-    request.prompt_token_ids.append(token)
+    # A new list: the in-process engine shares the old one with its frontend, which with its user.
+    request.prompt_token_ids = [*request.prompt_token_ids, token]
     request._all_token_ids.append(token)
     request.num_prompt_tokens += 1
     request.update_block_hashes()
-    params = request.sampling_params.clone()  # an in-process engine shares it with its frontend
+    params = request.sampling_params.clone()  # which is shared, too
     assert params.max_tokens is not None
     params.max_tokens, params.min_tokens = params.max_tokens - 1, max(0, params.min_tokens - 1)
     request.sampling_params, request.max_tokens = params, params.max_tokens

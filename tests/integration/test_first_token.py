@@ -71,6 +71,7 @@ def steps_to_a_token(llm, ids, params):
 
 
 def test_it_is_that_of_the_whole_prompt_and_what_follows_is_of_the_kept(live, reference):
+    asked = [list(ids) for ids in PROMPTS]
     got = run(live, PROMPTS, sampling(options={"details": True}))
     plain = run(live, PROMPTS, sampling(options={"enabled": False}))
     kept = []
@@ -86,6 +87,7 @@ def test_it_is_that_of_the_whole_prompt_and_what_follows_is_of_the_kept(live, re
         out, report = ask(live, ids, sampling(logprobs=0))
         assert report["first_token"] == "kept"
         kept.append(out.outputs[0].token_ids[0])
+    assert asked == PROMPTS  # an in-process engine shares its lists with us
     assert kept != [whole[0] for whole, _ in plain]  # else nothing above says anything
 
 

@@ -116,6 +116,7 @@ class Scheduler:
         self.served: dict[str, dict] = {}
         self.redone = 0
         self.first: set[str] = set()
+        self.due: set[int] = set()
 
     def add(self, name: str, length: int, wanted: int, **options) -> None:
         ids = [self.random.randrange(1000) for _ in range(length)]
@@ -221,7 +222,8 @@ class Scheduler:
         for spec in message.jobs:
             self.jobs[spec.id] = (spec, self.random.randrange(1, 6))
         results = {}
-        last = {one.job for one in message.progress if one.blocks}
+        # Whole prompts are compacted when the next step begins.
+        last, self.due = self.due, {one.job for one in message.progress if one.blocks}
         for job, (spec, left) in list(self.jobs.items()):
             for block in spec.blocks:
                 self.blocks.holds[block] = ("busy", spec.key)
@@ -241,13 +243,10 @@ class Scheduler:
         told = WorkerMessage(results)
         if late and self.random.random() < 0.5:  # as under asynchronous scheduling
             self.late, told = told, getattr(self, "late", WorkerMessage())
-        ended = []
-        for job in told.results:  # vLLM tells both in one call
-            run = self.side.native.runs.get(job)
-            if run is not None and any(one.name == run.shadow for one in self.running):
-                ended.append(run.shadow)
-                self.stop(run.shadow)
-                self.side.shadow_ended(run.shadow)
+        ended = [one.name for one in self.running if one.shadow and one.reached == len(one.ids)]
+        for shadow in ended:
+            self.stop(shadow)
+            self.side.shadow_ended(shadow)
         self.side.worker_message(told)
         for shadow in self.first.intersection(ended):
             self.side.first_token(shadow, 7)

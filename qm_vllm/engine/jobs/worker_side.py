@@ -106,6 +106,7 @@ class WorkerSide:
     def begin(self, message: StepMessage) -> None:
         """The first call of a step: prompts of the native delivery are looked at from here on."""
         self.native.release(message.releases)
+        self.results.update(self.native.compact())
         for spec in message.jobs:
             failed = self.native.take(spec) if spec.native else None
             if failed is not None:
@@ -129,7 +130,7 @@ class WorkerSide:
         """Apply releases, take new jobs, and do at most one step's worth of encoder work."""
         for job_id in message.releases:
             self.jobs.pop(job_id, None)
-        self.results.update(self.native.finish())
+        self.native.finish()
         for spec in message.jobs:
             if not spec.native:
                 self._take(spec)

@@ -35,6 +35,7 @@ class NativeWorker:
         self.device = torch.device("cpu")
         self._rows: StepRows | None = None
         self._now: list[Progress] = []
+        self._due: list[Progress] = []
         self._first: dict[str, int] | None = None
         self._counts: dict[str, int] = {}
 
@@ -94,13 +95,20 @@ class NativeWorker:
         )
         return None
 
-    def finish(self) -> dict[int, JobResult]:
-        """After the step's forward: results of the prompts that it completed, by job."""
-        results = {
-            one.job: self.jobs.pop(one.job).run(one.blocks) for one in self._now if one.blocks
-        }
+    def finish(self) -> None:
+        """After the step's forward: the prompts that it completed are due."""
+        self._due += [one for one in self._now if one.blocks]
         self._now = []
-        return results
+
+    def compact(self) -> dict[int, JobResult]:
+        """Before the next step's forward: results of the prompts that are due, by job.
+
+        Not in the step that completes them: its tokens need not wait. Their blocks may belong to
+        others by now, but nobody has written into these yet.
+        """
+        due, self._due = self._due, []
+        return {one.job: self.jobs.pop(one.job).run(one.blocks) for one in due
+                if one.job in self.jobs}
 
     def release(self, jobs: Sequence[int]) -> None:
         """Forget jobs that nobody waits for."""

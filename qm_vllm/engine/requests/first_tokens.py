@@ -8,32 +8,25 @@ the same job, or come later with the same prompt, and would sample the same toke
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
-from qm_vllm.engine.requests.memo import Memo, Outcome
+from qm_vllm.engine.requests.memo import Outcome
 from qm_vllm.engine.requests.native_runs import Run, Shadows
 from qm_vllm.engine.requests.tracked import Tracked
 
 
-def sampled(
-    run: Run, token: int, users: Iterable[Tracked], shadows: Shadows | None, memo: Memo
-) -> None:
-    """A shadow sampled a token, and its job is done.
+def sampled(run: Run, token: int, users: Iterable[Tracked], shadows: Shadows | None) -> None:
+    """A shadow sampled a token. Its job's result is still to come.
 
     Args:
-        users: requests that wait for the job; those that are resized to its result may begin.
+        users: requests that wait for the job.
     """
     assert shadows is not None
-    waiting = [one for one in users if one.outcome is not None]
-    shared = run.first_shared
-    for tracked in waiting:
+    run.first = token if run.first_shared else None
+    for tracked in users:
         if tracked.arrival.request_id == run.user:
             _begin(tracked, token, shadows, run.shadow)
-        elif shared and tracked.arrival.first_shared:
+        elif run.first_shared and tracked.arrival.first_shared:
             _begin(tracked, token, shadows)
-    known = memo.get(run.spec.key) if shared else None
-    if known is not None:
-        memo.put(run.spec.key, replace(known, first=token))
 
 
 def begin_known(tracked: Tracked, outcome: Outcome, shadows: Shadows | None) -> None:
@@ -48,4 +41,4 @@ def _begin(
     handle = tracked.arrival.handle
     if not tracked.begun and not tracked.allocated and handle.may_begin_with(token):
         shadows.begin(handle, token, shadow)
-        tracked.begun = True
+        tracked.begun.append(token)

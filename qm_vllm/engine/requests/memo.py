@@ -28,9 +28,9 @@ class Outcome:
     first: int | None = None
 
     @classmethod
-    def of(cls, result: JobResult) -> Outcome:
+    def of(cls, result: JobResult, first: int | None = None) -> Outcome:
         """Of a successful result."""
-        return cls(array("I", result.kept), result.figures)
+        return cls(array("I", result.kept), result.figures, first)
 
     @property
     def bytes(self) -> int:

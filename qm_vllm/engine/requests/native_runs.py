@@ -14,6 +14,8 @@ from qm_vllm_patches.requests import RequestHandle
 
 MOST_PREEMPTIONS = 3
 """How often vLLM may begin a prompt again before it is left to the request itself."""
+MOST_STEPS = 8
+"""Steps after a shadow's end in which its result must come: it comes with the next."""
 
 
 class Step(Protocol):
@@ -50,6 +52,7 @@ class Run:
         begun: how often vLLM began it again.
         user: the request that it was started for. first_shared: what it samples is the first token
             of all such requests.
+        first: that token, once it was sampled. late: steps since the shadow's end.
         error: why there will be no result.
     """
 
@@ -61,6 +64,8 @@ class Run:
     reached: int = 0
     hit: int | None = None
     begun: int = 0
+    first: int | None = None
+    late: int | None = None
     error: str | None = None
 
 
@@ -92,9 +97,10 @@ class NativeRuns:
         self.new.append(spec)
         # Where the choice is known no query is needed, only the last token's forward.
         last = len(spec.token_ids) if tracked.skipped_cache else WINDOW_QUERIES
+        first = tracked.arrival.first and tracked.pending and not tracked.begun
         self.shadows.start(
             tracked.arrival.handle, shadow, spec.token_ids, tracked.arrival.salt,
-            last if spec.looks else 1, tracked.pending and tracked.arrival.first,
+            last if spec.looks else 1, first,
         )
 
     def run_of(self, shadow: str) -> Run | None:
@@ -130,6 +136,10 @@ class NativeRuns:
     def progress(self, steps: Sequence[Step]) -> list[Progress]:
         """What a worker has to know of the step that was scheduled."""
         by_shadow = {run.shadow: run for run in self.runs.values()}
+        for over in self.runs.values():
+            over.late = None if over.late is None else over.late + 1
+            if over.late == MOST_STEPS:
+                over.error = "the workers gave no result after its prefill"
         found = []
         for step in steps:
             run = by_shadow.get(step.shadow)
@@ -147,17 +157,25 @@ class NativeRuns:
         return found
 
     def ended(self, shadow: str) -> None:
-        """A shadow has ended. Its job's result comes with the same step, or never."""
-        for run in self.runs.values():
-            if run.shadow == shadow and run.error is None:
-                run.error = "vLLM ended its prefill without a result"
+        """A shadow has ended. The result of a whole prompt comes with the next step, or never."""
+        run = self.run_of(shadow)
+        if run is None or run.error is not None:
+            return
+        run.late = 0
+        if run.reached < len(run.spec.token_ids):
+            run.error = "vLLM ended its prefill without a result"
 
-    def complete(self, job: int, result: JobResult, tally: Tally) -> None:
-        """A result came: the prompt's own figures belong to it, and are counted."""
+    def complete(self, job: int, result: JobResult, tally: Tally) -> int | None:
+        """A result came: the prompt's own figures belong to it, and are counted.
+
+        Returns:
+            The first token of all answers to it that are sampled greedily, if there is one.
+        """
         run = self.runs.get(job)
         if run is None or result.error:
-            return
+            return None
         result.figures["prefill_cached_tokens"] = run.hit
         tally.counts["shadow_prefills"] += 1
         tally.counts["shadow_tokens"] += len(run.spec.token_ids)
         tally.counts["shadow_cached_tokens"] += run.hit or 0
+        return run.first

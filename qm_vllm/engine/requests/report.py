@@ -23,7 +23,8 @@ def report_of(tracked: Tracked, num_blocks: int, facts: EngineFacts) -> dict[str
     assert tracked.plan is not None
     return compressed_report(
         tokens, num_blocks, facts, tracked.plan, tracked.outcome, tracked.details,
-        cached=tracked.cached, notes=tracked.notes, waited=tracked.waited, begun=tracked.begun,
+        cached=tracked.cached, notes=tracked.notes, waited=tracked.waited,
+        begun=bool(tracked.begun),
     )
 
 

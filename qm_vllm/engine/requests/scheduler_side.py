@@ -116,7 +116,7 @@ class SchedulerSide:
         run = self.native.run_of(shadow)
         if run is not None and run.spec.key in self.board.entries:
             users = self._users(self.board.entries[run.spec.key])
-            first_tokens.sampled(run, token, users, self.native.shadows, self.memo)
+            first_tokens.sampled(run, token, users, self.native.shadows)
 
     def _growing(self) -> int:
         return sum(one.allocated for one in self.tracked.values())
@@ -133,15 +133,15 @@ class SchedulerSide:
             self._result(job, result)
 
     def _result(self, job: int, result: JobResult) -> None:
-        self.native.complete(job, result, self.tally)
+        first = self.native.complete(job, result, self.tally)
         entry = self.board.finish(job, 0 if result.error else len(result.kept))
         if entry is not None:
-            self._ended(entry, result)
+            self._ended(entry, result, first)
 
-    def _ended(self, entry: BoardEntry, result: JobResult) -> None:
+    def _ended(self, entry: BoardEntry, result: JobResult, first: int | None) -> None:
         key = entry.spec.key
         self.tally.job(None if result.error else float(result.figures["seconds"]))
-        outcome = None if result.error else Outcome.of(result)
+        outcome = None if result.error else Outcome.of(result, first)
         if outcome is not None:
             self.memo.put(key, outcome)
         for tracked in self._users(entry):
@@ -167,7 +167,8 @@ class SchedulerSide:
     def _resize(self, tracked: Tracked, outcome: Outcome) -> None:
         arrival, plan = tracked.arrival, tracked.plan
         assert plan is not None
-        arrival.handle.resize([plan.spec.token_ids[i] for i in outcome.kept], tracked.salt())
+        kept = [plan.spec.token_ids[i] for i in outcome.kept] + tracked.begun
+        arrival.handle.resize(kept, tracked.salt())
         tracked.outcome, tracked.waited = outcome, time.monotonic() - tracked.arrived
         self.tally.compressed(arrival.tokens, len(outcome.kept), self.facts.block_size)
         # Injected KV is found through the connector: the flag would make vLLM skip it.
@@ -221,10 +222,8 @@ class SchedulerSide:
         key = tracked.plan.spec.key
         if external:
             assert tracked.outcome is not None
-            self.copies += copies(
-                request_id, self.board.entries[key], len(tracked.outcome.kept), blocks, external,
-                self.facts,
-            )
+            entry, kept = self.board.entries[key], len(tracked.outcome.kept)
+            self.copies += copies(request_id, entry, kept, blocks, external, self.facts)
         self.served.append((key, request_id))
 
     def step_message(

@@ -18,7 +18,7 @@ class Tracked:
 
     Attributes:
         reason: why it is untouched; None while pending or compressed.
-        begun: the first token of its answer was sampled over its whole prompt.
+        begun: the first token of its answer, if it was sampled over the whole prompt.
         skipped_cache: it did not want the prefix cache to be read.
         allocated: it has got blocks, so its prompt can no longer change.
         stalls: how often its result was dropped because nothing moved.
@@ -31,7 +31,7 @@ class Tracked:
     outcome: Outcome | None = None
     details: dict[str, Any] | None = None
     cached: bool = False
-    begun: bool = False
+    begun: list[int] = field(default_factory=list)
     skipped_cache: bool = False
     allocated: bool = False
     stalls: int = 0
@@ -47,7 +47,7 @@ class Tracked:
     @property
     def undelivered(self) -> bool:
         """It was resized, and nothing depends on that yet."""
-        bound = self.allocated or self.begun or bool(self.notes) or self.arrival.handle.started
+        bound = self.allocated or self.begun or self.notes or self.arrival.handle.started
         return self.outcome is not None and not bound
 
     @property
