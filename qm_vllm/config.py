@@ -137,7 +137,7 @@ class QuickMergeConfig:
         help="Scale of the entropy's cosine logits (eq. 1), greater than 0; sqrt(D) at D = 576",
     )
     head_share: float = option(
-        0.25, check=partial(checks.real, low=0.0, high=1.0), by=RESEARCH,
+        0.0, check=partial(checks.real, low=0.0, high=1.0), by=RESEARCH,
         help="Share of the budget, in [0, 1], that each KV head of each layer spends on tokens of "
              "its own; native delivery alone",
     )

@@ -191,7 +191,7 @@ SCORES: dict[str, tuple[str, Score]] = {
 
 
 VARIANTS: dict[str, tuple[str, float]] = {
-    "native-heads": ("query-value-short", QuickMergeConfig().head_share),
+    "native-heads": ("query-value-short", 0.25),
     "native-heads-eighth": ("query-value-short", 0.125),
     "native-heads-half": ("query-value-short", 0.5),
     "native-heads-most": ("query-value-short", 0.75),
