@@ -159,7 +159,8 @@ class ShadowScheduler:
                         shown.append(one)
                 each.outputs = shown
         for shadow in hidden.keys() & shadows.first:
-            self._half.first_token(shadow, hidden[shadow].new_token_ids[0])
+            if tokens := hidden[shadow].new_token_ids:  # none where vLLM ended it with an error
+                self._half.first_token(shadow, tokens[0])
         shadows.first -= shadows.ended
         shadows.ended = set()
         self._tell(found, hidden)
