@@ -107,7 +107,7 @@ def test_a_folder_of_another_configuration_is_refused(study):
 
 
 @pytest.mark.parametrize(("option", "value", "message"), [
-    ("--tasks", "needles", "task 'needles' is unknown; known: all, needle_digits"),
+    ("--tasks", "needles", "task 'needles' is unknown; known: all, data, needle_digits"),
     ("--methods", "snapkv", "method 'snapkv' is unknown; known: none, plain, quickmerge"),
     ("--ratios", "0.5,2", "--ratios has 2; allowed: greater than 0, at most 1"),
     ("--ratios", "half", "--ratios has 'half', which is not a number"),
