@@ -15,14 +15,13 @@ The aim of ``delivery="auto"`` is 1.03 or less at every length.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 from pathlib import Path
 from typing import Any
 
 from setting import Child, common_options, fill_in, report
-from turns import WAYS, Session, demand_all_compressed, serve
+from turns import Session, demand_all_compressed, start_ways
 
 
 def measure(
@@ -67,19 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     fill_in(args)
     lengths = [int(one) for one in args.lengths.split(",")]
-    options = {
-        "dtype": args.dtype, "max_model_len": max(lengths) + args.answer,
-        "max_num_batched_tokens": args.chunk, "kv_cache_memory_bytes": int(args.kv_gib * 2**30),
-        "enable_prefix_caching": True, "enforce_eager": args.enforce_eager, "max_num_seqs": 8,
-    }
-    common = {"ratio": args.ratio, "min_tokens": 2, "encoder_chunk_tokens": args.chunk}
-    children = {
-        way: Child(
-            serve, args.model, None if own is None else {**common, **own}, options, args.answer
-        )
-        for way, own in WAYS.items()
-    }
-    vocabulary = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
+    options, children, vocabulary = start_ways(args, max(lengths) + args.answer)
     for length in (min(lengths), min(max(lengths), 1024)):  # not counted
         chooser = random.Random("warm-up")
         ids = [chooser.randrange(20, vocabulary) for _ in range(length)]

@@ -226,19 +226,19 @@ def options_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-gib", type=float, default=1.0, help="KV cache of each engine, GiB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options_of(parser)
-    common_options(parser)
-    args = parser.parse_args()
-    scenarios = args.scenarios.split(",")
-    if not set(scenarios) <= set(SCENARIOS):
-        parser.error(f"--scenarios: some of {', '.join(SCENARIOS)}")
-    if args.answer < 2:
-        parser.error("--answer: blocks are counted after the first token, so at least 2")
-    fill_in(args)
+def start_ways(
+    args: argparse.Namespace, longest: int
+) -> tuple[dict[str, Any], dict[str, Child], int]:
+    """Engines of all ways with equal settings.
+
+    Args:
+        longest: tokens of the longest request.
+
+    Returns:
+        Their options, the engines by way, and the size of the model's vocabulary.
+    """
     options = {
-        "dtype": args.dtype, "max_model_len": args.max_model_len,
+        "dtype": args.dtype, "max_model_len": longest,
         "max_num_batched_tokens": args.chunk, "kv_cache_memory_bytes": int(args.kv_gib * 2**30),
         "enable_prefix_caching": True, "enforce_eager": args.enforce_eager, "max_num_seqs": 8,
     }
@@ -250,6 +250,21 @@ def main() -> None:
         for way, own in WAYS.items()
     }
     vocabulary = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
+    return options, children, vocabulary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options_of(parser)
+    common_options(parser)
+    args = parser.parse_args()
+    scenarios = args.scenarios.split(",")
+    if not set(scenarios) <= set(SCENARIOS):
+        parser.error(f"--scenarios: some of {', '.join(SCENARIOS)}")
+    if args.answer < 2:
+        parser.error("--answer: blocks are counted after the first token, so at least 2")
+    fill_in(args)
+    options, children, vocabulary = start_ways(args, args.max_model_len)
     chooser = random.Random("warm-up")
     size = min(args.warm_up, args.max_model_len - args.answer)
     warm_up = Session([], [[chooser.randrange(20, vocabulary) for _ in range(size)]])

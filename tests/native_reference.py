@@ -7,7 +7,9 @@ each at its natural position. Distances decide in RoPE, so this equals rows that
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import pytest
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
@@ -92,6 +94,19 @@ class Continuation:
     def of(self, kept: list[int]) -> Continuation:
         """What follows where these positions stayed; itself if that is another choice."""
         return self.other if self.other is not None and self.other.kept == kept else self
+
+    def check(self, found: Any, least: int) -> None:
+        """Compare an engine's answer and its log probabilities, as far as rounding decides nothing.
+
+        Args:
+            found: a completion of vLLM's. least: tokens that must be decided.
+        """
+        count = self.decided()
+        logprobs = [step[token].logprob for step, token in
+                    zip(found.logprobs, found.token_ids, strict=True)]
+        assert count >= least
+        assert list(found.token_ids)[:count] == self.tokens[:count]
+        assert logprobs[:count] == pytest.approx(self.logprobs[:count], abs=2e-3)
 
     def decided(self, least: float = 2e-4) -> int:
         """Tokens before the first that rounding alone might have changed."""

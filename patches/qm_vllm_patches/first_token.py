@@ -43,11 +43,10 @@ def can_be_given(params: SamplingParams | None) -> bool:
     return True
 
 
-def is_the_same_for_all(params: SamplingParams | None) -> bool:
-    """Whether every request with such parameters samples the same first token."""
-    return (
-        params is not None and can_be_given(params) and params.temperature == 0
-        and not params.logit_bias and not params.allowed_token_ids and not params.min_tokens
+def is_the_same_for_all(params: SamplingParams) -> bool:
+    """Whether all requests with such parameters, whose token can be given, sample the same one."""
+    return params.temperature == 0 and not (
+        params.logit_bias or params.allowed_token_ids or params.min_tokens
     )
 
 

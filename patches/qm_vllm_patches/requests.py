@@ -118,6 +118,7 @@ def arrival(request: Request, *, own_sampling: bool = False) -> Arrival:
         own_sampling: the engine has processors of logits that vLLM does not know.
     """
     params, ids = request.sampling_params, request.prompt_token_ids
+    first = not own_sampling and first_token.can_be_given(params)
     return Arrival(
         request_id=request.request_id,
         tokens=request.num_prompt_tokens,
@@ -132,8 +133,8 @@ def arrival(request: Request, *, own_sampling: bool = False) -> Arrival:
         prompt_logprobs=params is not None and params.prompt_logprobs is not None,
         handle=RequestHandle(request),
         one_token=params is not None and params.max_tokens == 1,
-        first=not own_sampling and first_token.can_be_given(params),
-        first_shared=not own_sampling and first_token.is_the_same_for_all(params),
+        first=first,
+        first_shared=first and params is not None and first_token.is_the_same_for_all(params),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines import make_tiny_model
+from tests.integration.left_empty import left_empty
 from tests.reference import Reference
 
 
@@ -36,3 +37,10 @@ def want(tiny_models):
         )
 
     return get
+
+
+@pytest.fixture
+def live(llm):
+    """The module's engine, in which nothing may be left after the test."""
+    with left_empty(llm):
+        yield llm

@@ -11,7 +11,6 @@ import pytest
 from qm_vllm import QuickMergeConfig
 from tests.engines import engine, forced_async, random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
-from tests.integration.left_empty import left_empty
 
 IDS, LATE, STEPS = random_prompt(500, 1), random_prompt(300, 3), 12
 OPTIONS = {"skip_tokenizer_init": True}
@@ -30,12 +29,6 @@ def llm(request, tiny_models):
     ) as llm:
         core = llm.llm_engine.engine_core.engine_core
         assert (core.batch_queue is not None) is ahead
-        yield llm
-
-
-@pytest.fixture
-def live(llm):
-    with left_empty(llm):
         yield llm
 
 

@@ -8,7 +8,7 @@ from qm_vllm import QuickMergeConfig
 from tests.engines import engine, forced_async, random_prompt, scheduler_of
 from tests.families import make_model
 from tests.integration.generate import greedy, run
-from tests.integration.left_empty import left_empty
+from tests.integration.preempting import preempt
 from tests.native_reference import NativeReference
 
 BLOCK, STEPS, RATIO = 32, 8, 0.15
@@ -37,12 +37,6 @@ def llm(request, folder, reference):
         folder, QuickMergeConfig(delivery="native", ratio=RATIO, head_share=0.0),
         skip_tokenizer_init=True, max_num_batched_tokens=256, max_num_seqs=8,
     ) as llm:
-        yield llm
-
-
-@pytest.fixture
-def live(llm):
-    with left_empty(llm):
         yield llm
 
 
@@ -184,8 +178,7 @@ def test_whatever_happens_after_the_first_token_nothing_is_lost(live, what):
             live.llm_engine.abort_request(["r"])
         elif what == "reset":
             scheduler.reset_prefix_cache(reset_running_requests=False, reset_connector=True)
-        for victim in list(scheduler.running) if what == "preempt" else []:
-            scheduler.running.remove(victim)
-            scheduler._preempt_request(victim, 0.0)
+        elif what == "preempt":
+            preempt(scheduler)
     assert happened
     assert tokens == (alone[: len(tokens)] if what == "abort" else alone)

@@ -14,7 +14,7 @@ from qm_vllm.engine.native import native_job
 from tests.engines import engine, random_prompt, scheduler_of
 from tests.families import make_model
 from tests.integration.generate import greedy, run
-from tests.integration.left_empty import left_empty
+from tests.integration.preempting import forget_blocks, preempt
 from tests.native_reference import NativeReference
 
 BLOCK, TOKENS, SHARE = 32, 12, 0.5
@@ -38,12 +38,6 @@ def llm(folder, reference):
         folder, QuickMergeConfig(delivery="native"), skip_tokenizer_init=True,
         max_num_batched_tokens=256,
     ) as llm:
-        yield llm
-
-
-@pytest.fixture
-def live(llm):
-    with left_empty(llm):
         yield llm
 
 
@@ -85,12 +79,7 @@ def test_heads_keep_what_they_look_at(live, reference, chosen):
                 differ += bool(rank[left].max() > rank[mine].min())
         assert differ <= len(own)  # such pairs are rare
         want = reference.generate(ids, own=own, **ask)
-        found, count = out.outputs[0], want.decided()
-        logprobs = [step[token].logprob for step, token in
-                    zip(found.logprobs, found.token_ids, strict=True)]
-        assert count >= 1
-        assert list(found.token_ids)[:count] == want.tokens[:count]
-        assert logprobs[:count] == pytest.approx(want.logprobs[:count], abs=2e-3)
+        want.check(out.outputs[0], 1)
 
 
 def test_they_keep_it_again_where_the_blocks_are_gone(live):
@@ -108,12 +97,8 @@ def test_they_keep_it_again_where_the_blocks_are_gone(live):
             done[out.request_id] = list(out.outputs[0].token_ids)
         if not preempted and len(done) == 2 and min(map(len, done.values())) >= 3:
             preempted = True
-            for victim in list(scheduler.running):
-                scheduler.running.remove(victim)
-                scheduler._preempt_request(victim, 0.0)
-            for block in scheduler.kv_cache_manager.block_pool.blocks:
-                if block.ref_cnt == 0 and not block.is_null:
-                    scheduler.kv_cache_manager.block_pool._maybe_evict_cached_block(block)
+            preempt(scheduler)
+            forget_blocks(scheduler)
     assert preempted
     assert [done[str(name)] for name in range(len(PROMPTS))] == alone
 

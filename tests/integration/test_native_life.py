@@ -15,7 +15,7 @@ from qm_vllm import QuickMergeConfig
 from tests.engines import engine, forced_async, random_prompt, scheduler_of
 from tests.families import make_model
 from tests.integration.generate import greedy, run
-from tests.integration.left_empty import left_empty
+from tests.integration.preempting import forget_blocks, preempt
 from tests.native_reference import NativeReference
 
 BLOCK, STEPS = 32, 12
@@ -51,12 +51,6 @@ def llm(folder, reference):
         yield llm
 
 
-@pytest.fixture
-def live(llm):
-    with left_empty(llm):
-        yield llm
-
-
 def add(llm, name, ids, **options):
     llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, greedy(STEPS, **options))
 
@@ -68,14 +62,6 @@ def drain(llm):
             if out.finished:
                 done[out.request_id] = list(out.outputs[0].token_ids)
     return done
-
-
-def forget_blocks(scheduler):
-    """Nothing of what is not in use is found in the prefix cache."""
-    pool = scheduler.kv_cache_manager.block_pool
-    for block in pool.blocks:
-        if block.ref_cnt == 0 and not block.is_null:
-            pool._maybe_evict_cached_block(block)
 
 
 def test_prompts_in_several_steps_equal_the_reference(live, reference):
@@ -166,9 +152,7 @@ def test_preempted_requests_give_the_same_tokens(live, cold, steps):
     for _ in range(steps):
         live.llm_engine.step()
     assert scheduler.running
-    for victim in list(scheduler.running):
-        scheduler.running.remove(victim)
-        scheduler._preempt_request(victim, 0.0)
+    preempt(scheduler)
     if cold:
         forget_blocks(scheduler)
     assert drain(live) == dict(zip("abc", alone, strict=True))
@@ -181,9 +165,8 @@ def test_a_prefill_that_is_preempted_again_and_again_gives_up(live, folder):
         for out in live.llm_engine.step():
             if out.finished:
                 reports.append(out.kv_transfer_params["quickmerge"])
-        for victim in [one for one in scheduler.running if one.request_id in scheduler.shadows]:
-            scheduler.running.remove(victim)
-            scheduler._preempt_request(victim, 0.0, drop_stale_output=True)
+        victims = [one for one in scheduler.running if one.request_id in scheduler.shadows]
+        preempt(scheduler, victims, drop_stale_output=True)
         forget_blocks(scheduler)
     assert len(reports) == 1
     if "llama" in folder.name:  # a step that was scheduled ahead ends the prompt all the same

@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool1d, max_pool1d, normalize
 
 from qm_vllm.compress.normalize import shared_rank
 from qm_vllm.compress.query_attention import QueryAttention
-from qm_vllm.compress.saliency.query import BACKWARD, FORWARD, SHARES, reach
+from qm_vllm.compress.saliency.query import BACKWARD, SHARES, forward_reach, reach
 from qm_vllm.compress.window_attention import window_attention, window_weights
 
 Group = Literal["max", "mean"]
@@ -156,8 +156,7 @@ def spread_views(seen: QueryAttention, times: Tensor | None = None) -> Tensor:
         views = views * times
     views[:, :SINKS] = 0
     views[:, -TAIL:] = 0
-    forward = torch.tensor(FORWARD, dtype=torch.float64, device=views.device)[:, None]
-    spread = reach(views, forward, BACKWARD)
+    spread = reach(views, forward_reach(views.device), BACKWARD)
     return shared_rank(list(zip(spread, SHARES, strict=True)))
 
 

@@ -65,18 +65,27 @@ def heads() -> str:
     for row in _csv("heads/points.csv"):
         own = nll.setdefault((row["task"], row["method"], row["ratio"]), {})
         own[row["index"]] = float(row["nll"])
-    table = []
+    table: list[Row] = []
+    cut: dict[tuple[str, str], list[float]] = {}
     for task in dict.fromkeys(task for task, *_ in nll):
         none, plain = nll[task, "none", "0.0"], nll[task, "plain", "1.0"]
         line: Row = {"task": task, "samples": len(none)}
         for method, label in HEADS.items():
-            line[label] = ", ".join(
-                figure(retention(*(
+            kept = [
+                retention(*(
                     [each[index] for index in none]
                     for each in (none, nll[task, method, ratio], plain)
-                ))) for ratio in ("0.25", "0.125")
-            )
+                )) for ratio in ("0.25", "0.125")
+            ]
+            line[label] = ", ".join(map(figure, kept))
+            for ratio, one in zip(("N/4", "N/8"), kept, strict=True):
+                cut.setdefault((label, ratio), []).append(min(1.0, one))
         table.append(line)
+    means = {key: sum(values) / len(values) for key, values in cut.items()}
+    table.append({"task": "mean, each cut at 1", "samples": "", **{
+        label: f"{figure(means[label, 'N/4'])}, {figure(means[label, 'N/8'])}"
+        for label in HEADS.values()
+    }})
     return markdown(table)
 
 
