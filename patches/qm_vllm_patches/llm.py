@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 
 def offline_engine(**arguments: Any) -> Any:
@@ -34,6 +36,52 @@ def shut_down(llm: Any) -> None:
     core = getattr(getattr(llm, "llm_engine", None), "engine_core", None)
     if core is not None and hasattr(core, "shutdown"):
         core.shutdown()
+
+
+def engine_arguments(arguments: list[str]) -> dict[str, Any]:
+    """Keyword arguments of :func:`offline_engine` from flags of vLLM's own command line.
+
+    Args:
+        arguments: as typed after ``vllm serve MODEL``: ``["--block-size", "16"]``.
+
+    Returns:
+        only what was given, by the field of vLLM's ``EngineArgs``; defaults are left out, so that
+        they do not replace a caller's own.
+
+    Raises:
+        ImportError: vLLM is not installed, or is broken.
+        ValueError: a flag is unknown or a value impossible, with the parser's sentence.
+    """
+    parser = _engine_parser()
+    names = vars(parser.parse_args([]))
+    parser.set_defaults(**dict.fromkeys(names, argparse.SUPPRESS))
+    parsed = vars(parser.parse_args(arguments))
+    return {name: value for name, value in parsed.items() if value is not argparse.SUPPRESS}
+
+
+def engine_flags() -> list[str]:
+    """The long flags that :func:`engine_arguments` knows.
+
+    Raises:
+        ImportError: vLLM is not installed, or is broken.
+    """
+    return re.findall(r"--[a-z][\w-]+", _engine_parser().format_usage())
+
+
+def _engine_parser() -> argparse.ArgumentParser:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):
+        """The parser of vLLM's engine, which ends no process."""
+
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(message)
+
+    # No abbreviations: one could mean another flag in the next version.
+    parser: Any = Parser(prog="vllm", add_help=False, allow_abbrev=False)
+    EngineArgs.add_cli_args(parser)
+    return parser  # type: ignore[no-any-return]
 
 
 def run_server(arguments: list[str]) -> None:

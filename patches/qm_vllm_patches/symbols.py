@@ -83,6 +83,7 @@ OPTIONAL: dict[str, tuple[tuple[str, ...], str]] = {
 
 ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "vllm": (("LLM", "ModelRegistry", "SamplingParams", "__version__"), "llm.py, models.py"),
+    "vllm.engine.arg_utils": (("EngineArgs",), "llm.py"),
     "vllm.entrypoints.cli.serve": (("ServeSubcommand",), "llm.py"),
     "vllm.logger": (("configure_logging_from_args",), "llm.py"),
     "vllm.utils.argparse_utils": (("FlexibleArgumentParser",), "llm.py"),
@@ -191,6 +192,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "LLM": ("llm_engine",),
     "LLMEngine": ("engine_core", "model_config"),
     "EngineCoreClient": ("shutdown",),
+    "EngineArgs": ("add_cli_args",),
     "ServeSubcommand": ("cmd", "subparser_init", "validate"),
     "LlamaForCausalLM": ("config", "load_weights"),
     "WeightsMapper": ("apply",),

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qm_vllm import json_lines
 from qm_vllm.config import ConfigError
 from qm_vllm.errors import UserError
 from qm_vllm.request_options import request_args
+from qm_vllm.texts import half_pair, json_bytes
 
 FIELDS = {"id", "prompt", "messages", "quickmerge"}
 
@@ -66,7 +68,7 @@ def read_items(
                 item = parse_line(number, raw)
                 key = id_key(item.id)
                 if key in seen:
-                    raise LineRefused(f"the id {key} stands on line {seen[key]} already")
+                    raise LineRefused(f"the id {key:.80} stands on line {seen[key]} already")
                 seen[key] = number
                 yield item
             except LineRefused as refused:
@@ -113,9 +115,12 @@ def parse_line(number: int, raw: bytes | str) -> Item:
         LineRefused: the line breaks a rule; the message says which.
     """
     try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError) as error:  # includes bytes that are not UTF-8
-        raise LineRefused(f"not valid JSON ({error})") from error
+        value = json_lines.parse(raw)
+    except ValueError as error:
+        cut = "" if raw.endswith(b"\n" if isinstance(raw, bytes) else "\n") else (
+            "; the line has no end, so the file may have been cut off there"
+        )
+        raise LineRefused(f"not valid JSON ({error}{cut})") from error
     if not isinstance(value, dict):
         raise LineRefused("not a JSON object; write {\"id\": ..., \"prompt\": ...}")
     identity = value.get("id")
@@ -123,12 +128,15 @@ def parse_line(number: int, raw: bytes | str) -> Item:
         raise LineRefused('needs an "id" that is a string or a whole number')
     unknown = sorted(set(value) - FIELDS)
     if unknown:
-        raise LineRefused(f"unknown field {unknown[0]!r}; allowed: {', '.join(sorted(FIELDS))}")
+        allowed = ", ".join(sorted(FIELDS))
+        raise LineRefused(f"unknown field {unknown[0][:80]!r}; allowed: {allowed}")
     prompt, messages = value.get("prompt"), value.get("messages")
     if (prompt is None) == (messages is None):
         raise LineRefused('needs either "prompt" or "messages", not both')
     if prompt is not None and (not isinstance(prompt, str) or not prompt):
         raise LineRefused('"prompt" must be a text that is not empty')
+    if prompt is not None:
+        _check_text(prompt, "prompt")
     if messages is not None:
         _check_messages(messages)
     return Item(number, identity, prompt, messages, _options(value.get("quickmerge")))
@@ -142,6 +150,14 @@ def _check_messages(messages: Any) -> None:
             isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
         ):
             raise LineRefused('each message needs a "role" and a "content", both texts')
+        for name in ("role", "content"):
+            _check_text(message[name], name)
+
+
+def _check_text(text: str, name: str) -> None:
+    half = half_pair(text)
+    if half:
+        raise LineRefused(f'"{name}" holds {half}, which is no text; remove or replace it')
 
 
 def _options(values: Any) -> dict[str, Any]:
@@ -206,6 +222,6 @@ def _output_id(raw: bytes) -> str | None:
 
 
 def result_line(item: Item, text: str, report: dict[str, Any]) -> str:
-    """One line of the output file, with its newline."""
+    """One line of the output file, with its newline; UTF-8 can hold it, whatever the id is."""
     value = {"id": item.id, "text": text, "quickmerge": report}
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json_bytes(json.dumps(value, ensure_ascii=False) + "\n").decode()

@@ -17,6 +17,7 @@ from qm_vllm import local_engine
 from qm_vllm.assets import embedded
 from qm_vllm.assets.essay import Document, demo_document, own_document
 from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.engine_flags import engine_arguments
 from qm_vllm.cli.option_flags import takes_options
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
@@ -43,6 +44,7 @@ class Measurement:
 
 @takes_options("ratio", ratio=0.33)
 def demo(
+    context: typer.Context,
     *,
     config: QuickMergeConfig,
     json_file: Annotated[
@@ -64,23 +66,23 @@ def demo(
     ] = False,
     verbose: Annotated[bool, typer.Option(help="Show vLLM's own log.")] = False,
 ) -> None:
-    """Answer a question about a long text with plain vLLM and with a compressed prompt."""
+    """Answer a question about a long text with plain vLLM and with a compressed prompt.
+
+    Other flags go to vLLM's engine.
+    """
     with sentences():
+        given = engine_arguments(context, quiet=not verbose)
         document = own_document(text, question, answer) if text else _asked(question, answer)
         if json_file is not None and not json_file.resolve().parent.is_dir():
             raise UserError(f"the folder of --json {json_file} does not exist; create it first")
         folder = model or embedded.ensure_model()
         with errors().status("Starting vLLM"):
-            llm = local_engine.start(
-                folder,
-                config,
-                max_model_len=MAX_MODEL_LEN,
-                dtype=best_dtype(),
-                quiet=not verbose,
-                block_size=local_engine.BLOCK_SIZE,
-                enable_prefix_caching=False,  # both requests compute their whole prompt
-                enforce_eager=eager,
-            )
+            engine = {
+                "max_model_len": MAX_MODEL_LEN, "dtype": best_dtype(), "enforce_eager": eager,
+                "block_size": local_engine.BLOCK_SIZE,
+                "enable_prefix_caching": False,  # both requests compute their whole prompt
+            }
+            llm = local_engine.start(folder, config, quiet=not verbose, **engine | given)
         try:
             results = _compare(llm, document, max_tokens)
         finally:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from qm_vllm import local_engine
 from qm_vllm.cli.batch_lines import Item, Problem, Unfinished, finished_ids, result_line
 from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.engine_flags import engine_arguments
 from qm_vllm.cli.option_flags import takes_options
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
@@ -26,6 +27,7 @@ Ready = tuple[Item, list[int]]
     "calibration",
 )
 def generate(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Model folder or name.")],
     input_file: Annotated[
         Path, typer.Option("--input", help='Lines of {"id", "prompt" or "messages"}.')
@@ -47,8 +49,14 @@ def generate(
     eager: Annotated[bool, typer.Option(help="Skip vLLM's compiled mode.")] = False,
     verbose: Annotated[bool, typer.Option(help="Show vLLM's own log.")] = False,
 ) -> None:
-    """Run a file of prompts; safe to interrupt and to start again."""
+    """Run a file of prompts; safe to interrupt and to start again. Other flags go to vLLM's engine.
+
+    Those are flags such as --block-size 16, as `vllm serve` takes them.
+    """
     with sentences():
+        engine = {
+            "max_model_len": max_model_len, "dtype": dtype, "enforce_eager": eager,
+        } | engine_arguments(context, quiet=not verbose)
         unfinished = plan(input_file, output_file)
         items = iter(unfinished)
         first = next(items, None)  # no engine where there is nothing to run
@@ -61,14 +69,7 @@ def generate(
         with output:
             if first is not None:
                 with errors().status("Starting vLLM"):
-                    llm = local_engine.start(
-                        model,
-                        config,
-                        max_model_len=max_model_len,
-                        dtype=dtype,
-                        quiet=not verbose,
-                        enforce_eager=eager,
-                    )
+                    llm = local_engine.start(model, config, quiet=not verbose, **engine)
                 try:
                     refused: list[Problem] = []
                     ready = tokenised(llm, chain([first], items), refused)
@@ -95,26 +96,34 @@ def tokenised(llm: Any, items: Iterable[Item], problems: list[Problem]) -> Itera
     """Each item with its token ids, as they are asked for.
 
     Args:
-        problems: gets the prompts that do not fit or that the template refuses.
+        problems: gets the prompts that do not fit or that template or tokenizer refuse.
     """
     tokenizer = llm.get_tokenizer()
     limit = local_engine.max_model_len(llm)
     for item in items:
         try:
             if item.messages is not None:
-                ids = local_engine.chat_ids(tokenizer, item.messages)
+                ids = local_engine.chat_ids(tokenizer, item.messages, most=limit)
             else:
-                ids = list(tokenizer.encode(item.prompt))
+                ids = local_engine.text_ids(tokenizer, item.prompt or "", most=limit)
+        except local_engine.TooLong as error:
+            problems.append(Problem(item.line, _beyond(error, limit)))
+            continue
         except UserError as error:
             problems.append(Problem(item.line, str(error)))
             continue
         if not ids:
             problems.append(Problem(item.line, "the prompt has no tokens; give it some text"))
         elif len(ids) >= limit:
-            message = f"the prompt has {len(ids)} tokens and the engine takes fewer than {limit}"
-            problems.append(Problem(item.line, f"{message}; shorten it or raise --max-model-len"))
+            problems.append(Problem(item.line, _beyond(f"the prompt has {len(ids)} tokens", limit)))
         else:
             yield item, ids
+
+
+def _beyond(told: object, limit: int) -> str:
+    return (
+        f"{told} and the engine takes fewer than {limit}; shorten it or raise --max-model-len"
+    )
 
 
 def _runner(
@@ -196,12 +205,12 @@ def _run_batch(
     """
     try:
         return list(zip((item for item, _ in batch), run(batch), strict=True))
-    except ValueError as error:  # how vLLM refuses a request; the others are still good
+    except (ValueError, TypeError, OverflowError) as error:  # vLLM refuses one of the requests
         if len(batch) == 1:
             item = batch[0][0]
             return [(item, Problem(item.line, f"vLLM refused the request: {error}"))]
         return [pair for single in batch for pair in _run_batch([single], run)]
-    except RuntimeError as error:
+    except Exception as error:  # EngineDeadError is no RuntimeError
         raise UserError(
             f"the engine stopped ({error}); start the same command again, it goes on from here"
         ) from error

@@ -11,6 +11,7 @@ import typer
 from qm_vllm import local_engine
 from qm_vllm.assets import embedded
 from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.engine_flags import engine_arguments
 from qm_vllm.cli.option_flags import takes_options
 from qm_vllm.cli.page import build_page
 from qm_vllm.config import QuickMergeConfig
@@ -23,6 +24,7 @@ from qm_vllm.request_options import request_args
     "ratio", "max_kept", "alpha", "max_error", "preset", "saliency", "query_visible"
 )
 def inspect(
+    context: typer.Context,
     input_file: Annotated[
         str, typer.Option("--input", help="Text file with the prompt; - reads standard input.")
     ],
@@ -41,28 +43,28 @@ def inspect(
     ] = None,
     verbose: Annotated[bool, typer.Option(help="Show vLLM's own log.")] = False,
 ) -> None:
-    """Show a prompt with kept, merged and dropped tokens, coloured by saliency."""
+    """Show a prompt with kept, merged and dropped tokens, coloured by saliency.
+
+    Other flags go to vLLM's engine.
+    """
     with sentences():
+        engine = {
+            "max_model_len": max_model_len, "dtype": dtype,
+            "block_size": local_engine.BLOCK_SIZE,
+            "enforce_eager": True,  # one request: compiling would take longer than it saves
+        } | engine_arguments(context, quiet=not verbose)
         text = _read(input_file)
         if not output_file.resolve().parent.is_dir():
             raise UserError(f"the folder of --out {output_file} does not exist; create it first")
         folder = model or embedded.ensure_model()
         with errors().status("Starting vLLM"):
-            llm = local_engine.start(
-                folder,
-                config,
-                max_model_len=max_model_len,
-                dtype=dtype,
-                quiet=not verbose,
-                block_size=local_engine.BLOCK_SIZE,
-                enforce_eager=True,  # one request: compiling would take longer than it saves
-            )
+            llm = local_engine.start(folder, config, quiet=not verbose, **engine)
         try:
             tokenizer = llm.get_tokenizer()
             ids = (
                 local_engine.chat_ids(tokenizer, [{"role": "user", "content": text}])
                 if chat
-                else list(tokenizer.encode(text))
+                else local_engine.text_ids(tokenizer, text)
             )
             data = page_data(tokenizer, ids, _compress(llm, ids), config)
         finally:

@@ -14,6 +14,7 @@ import typer
 from qm_vllm import __version__
 from qm_vllm.cli.demo import demo
 from qm_vllm.cli.doctor import doctor
+from qm_vllm.cli.engine_flags import PASS_THROUGH
 from qm_vllm.cli.generate import generate
 from qm_vllm.cli.inspect import inspect
 from qm_vllm.cli.serve import serve
@@ -28,12 +29,11 @@ app = typer.Typer(
 )
 
 GROUP = "qm_vllm.commands"
-PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-app.command()(demo)
-app.command()(generate)
+app.command(context_settings=PASS_THROUGH)(demo)
+app.command(context_settings=PASS_THROUGH)(generate)
 app.command(context_settings=PASS_THROUGH)(serve)
-app.command()(inspect)
+app.command(context_settings=PASS_THROUGH)(inspect)
 app.command()(train_prior)
 app.command()(doctor)
 

@@ -9,14 +9,13 @@ import typer
 
 from qm_vllm.api import engine_cli_args
 from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.engine_flags import refuse_ours
 from qm_vllm.cli.option_flags import takes_options
 from qm_vllm.config import OPTIONS, QuickMergeConfig
 from qm_vllm.errors import UserError
 from qm_vllm.presets import PRESET
 from qm_vllm.processor import computes_bf16
 from qm_vllm_patches import llm
-
-OURS = ("--kv-transfer-config", "--scheduler-cls", "--worker-cls")
 
 
 @takes_options(PRESET.name, *OPTIONS)
@@ -54,10 +53,7 @@ def server_arguments(model: str | None, config: QuickMergeConfig, rest: list[str
     Raises:
         UserError: no model was named, or the rest sets a flag that the plug-in needs.
     """
-    for argument in rest:
-        name = argument.split("=", 1)[0].replace("_", "-")
-        if name in OURS or name.startswith("--kv-transfer-config."):
-            raise UserError(f"{name} is set by the plug-in itself; leave it out")
+    refuse_ours(rest)
     if model is None or model.startswith("-"):
         raise UserError("name the model to serve: qm-vllm serve MODEL [flags]")
     return ["serve", model, *engine_cli_args(config), *rest]

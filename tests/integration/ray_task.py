@@ -26,6 +26,7 @@ class RandomPrompts:
     embeddings: bool = False
     name = "random"
     metrics = ("length",)
+    flags = ()
 
     def units(self) -> Iterator[Unit]:
         sampling = {"max_tokens": self.max_tokens, "temperature": 0.0, "ignore_eos": True,

@@ -94,7 +94,7 @@ def evaluations() -> set[str]:
     """Names behind ``qm-vllm eval``."""
     text = (ROOT / "eval" / "qm_vllm_eval" / "cli" / "evaluations.py").read_text(encoding="utf-8")
     return set(re.findall(r"""app\.command\(\s*["']([\w-]+)["']""", text)) | {
-        name.replace("_", "-") for name in re.findall(r"app\.command\(\)\((\w+)\)", text)
+        name.replace("_", "-") for name in re.findall(r"app\.command\(.*?\)\((\w+)\)", text)
     }
 
 

@@ -13,6 +13,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from qm_vllm.assets import embedded
 from qm_vllm.cli.common import errors, names, numbers, sentences
+from qm_vllm.cli.engine_flags import engine_arguments
 from qm_vllm.errors import UserError
 
 EXTRA = "pip install './eval[ray]' from a checkout of qm_vllm"
@@ -58,6 +59,7 @@ ScalingRowsOption = Annotated[int, typer.Option(min=1, help="Requests of that me
 
 
 def booksum(
+    context: typer.Context,
     out: OutOption,
     data: Annotated[
         str, typer.Option(help="micro (the set that comes with the project), a parquet, csv or "
@@ -90,13 +92,17 @@ def booksum(
     scaling: ScalingOption = None,
     scaling_rows: ScalingRowsOption = 8,
 ) -> None:
-    """Summaries of book chapters, scored with ROUGE; exit code 1 if a row has failed."""
+    """Summaries of book chapters, scored with ROUGE; exit code 1 if a row has failed.
+
+    Other flags go to vLLM's engine.
+    """
     with sentences():
         try:
             from qm_vllm_eval.ray.booksum import BookSumTask
             from qm_vllm_eval.ray.work import EngineSettings
         except ImportError as error:
             raise UserError(f"{error.name} is missing; install it with {EXTRA}") from error
+        given = engine_arguments(context)
         folder = str(model or embedded.ensure_model())
         task = BookSumTask(
             data=data, split=split, ratios=shares_of(ratios), tokenizer=folder, limit=limit,
@@ -107,7 +113,7 @@ def booksum(
             model=folder, dtype=dtype, max_model_len=max_source_tokens + max_tokens,
             max_num_seqs=max_num_seqs, tensor_parallel=tensor_parallel, threads=threads,
             eager=eager,
-        )
+        ).with_engine_arguments(given)
         options = run_options(
             out, engine, replicas, address=ray_address, in_flight=in_flight or max_num_seqs,
             retry_failed=retry_failed, scaling=scaling, scaling_units=scaling_rows,
@@ -167,6 +173,10 @@ def carry_out(task: Any, settings: Any, model_name: str, options: Any) -> None:
 
 def _print(finished: Any) -> None:
     console = errors()
+    for flag, told in finished.summary["flagged"].items():
+        if told["rows"]:
+            console.print(f"{told['rows']} rows are counted though flagged as {flag}",
+                          highlight=False)
     for row in finished.failed[:20]:
         console.print(
             f"{row['row_id']} at {row['ratio']:g}: {row['reason']}", markup=False, highlight=False,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qm_vllm.cli.common import errors, sentences
+from qm_vllm.cli.engine_flags import engine_arguments
 from qm_vllm.errors import UserError
 from qm_vllm_eval.cli.booksum import (
     EXTRA,
@@ -29,6 +30,7 @@ from qm_vllm_eval.cli.booksum import (
 
 
 def ego4d_nlq(
+    context: typer.Context,
     out: OutOption,
     data: Annotated[
         str, typer.Option(help="synthetic, spliced (real videos, see docs/datasets.md), or a "
@@ -62,7 +64,10 @@ def ego4d_nlq(
     scaling: ScalingOption = None,
     scaling_rows: ScalingRowsOption = 8,
 ) -> None:
-    """Five windows for each query, scored as the challenge does; exit code 1 on failed rows."""
+    """Five windows for each query, scored as the challenge does; exit code 1 on failed rows.
+
+    Other flags go to vLLM's engine.
+    """
     with sentences():
         try:
             from qm_vllm.prior import PriorConfig
@@ -74,6 +79,7 @@ def ego4d_nlq(
             from qm_vllm_eval.ray.work import EngineSettings
         except ImportError as error:
             raise UserError(f"{error.name} is missing; install it with {EXTRA}") from error
+        given = engine_arguments(context)
         made: dict[str, Callable[[Path], None]] = {
             "synthetic": prepare.synthetic, "spliced": prepare.spliced,
         }
@@ -101,7 +107,7 @@ def ego4d_nlq(
         settings = EngineSettings(
             model=str(trained), dtype=dtype, tensor_parallel=tensor_parallel, threads=threads,
             replica="qm_vllm_eval.ego4d.replica:PriorReplica",
-        )
+        ).with_engine_arguments(given)
         options = run_options(
             out, ACTORS, replicas, address=ray_address, in_flight=in_flight or 1,
             retry_failed=retry_failed, scaling=scaling, scaling_units=scaling_rows,

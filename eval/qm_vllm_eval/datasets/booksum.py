@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from qm_vllm.texts import half_pair
 from qm_vllm_eval.datasets.rows import DataRow, DataSetError, Record, files_of, records
 
 HUB_NAME = "kmfoda/booksum"
@@ -30,6 +31,7 @@ OPTIONAL = ("source", "chapter_path", "book_id")
 AGGREGATE = "covers several chapters"
 EMPTY_CHAPTER = "column 'chapter' is empty"
 EMPTY_SUMMARY = "column 'summary_text' is empty"
+_TEXTS = {"chapter": EMPTY_CHAPTER, "summary_text": EMPTY_SUMMARY}
 
 _TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "", "none", "nan")
 
@@ -106,10 +108,8 @@ class BookSum:
             self.skipped[AGGREGATE] += 1
             return
         key, row_id, title = _identity(record)
-        chapter, summary = _text(values["chapter"]), _text(values["summary_text"])
-        problem = "" if chapter else EMPTY_CHAPTER
-        if not problem and not summary:
-            problem = EMPTY_SUMMARY
+        summary = _text(values["summary_text"])
+        problem = next(filter(None, (_unfit(values, name) for name in _TEXTS)), "")
         if aggregate not in _FALSE:
             problem = f"column 'is_aggregate' holds {values['is_aggregate']!r:.40}"
         if problem:
@@ -220,10 +220,21 @@ def _identity(record: Record) -> tuple[str, str, str]:
     return key, f"{book}-{slug}-{key[:8]}", name or stem
 
 
+def _unfit(values: Mapping[str, Any], name: str) -> str:
+    """What is wrong with a column that has to hold text; "" if nothing is."""
+    value = values[name]
+    if isinstance(value, list | tuple | dict | bytes):
+        return f"column {name!r} holds a {type(value).__name__}, not a text"
+    half = half_pair(value) if isinstance(value, str) else ""
+    if half:  # neither UTF-8 nor a tokenizer can hold it
+        return f"column {name!r} holds {half}, which is no text"
+    return "" if _text(value) else _TEXTS[name]
+
+
 def _text(value: Any) -> str:
     """A cell as text; null and NaN, as pandas writes them, are empty.
 
-    Half of a surrogate pair, which JSON allows and UTF-8 does not, becomes U+FFFD.
+    Half of a surrogate pair in a name, which JSON allows and UTF-8 does not, becomes U+FFFD.
     """
     if value is None or value != value:
         return ""

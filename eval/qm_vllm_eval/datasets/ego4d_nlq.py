@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qm_vllm.texts import half_pair
 from qm_vllm_eval.datasets.rows import DataRow, DataSetError
 from qm_vllm_eval.datasets.video_features import UnfitError, cut_features, load_features
 from qm_vllm_eval.localisation import Span
@@ -41,7 +42,7 @@ class NlqRow(DataRow):
         query, template: what is asked, and which of the published patterns it follows.
         clip_seconds: the clip's length.
         window: where the answer is, in seconds of the clip; None in the test split.
-        zero_length: the window is shorter than a frame; at length 0 nothing can score on it.
+        zero_length: the window is shorter than a frame; at length 0 only the same window scores.
         features: [T, D] float32 of the clip; None in a row that has a reason.
     """
 
@@ -133,6 +134,12 @@ class Ego4dNlq:
             if row.usable and row.window is not None and (zero_length or not row.zero_length)
         }
 
+    def left_out(self) -> dict[str, int]:
+        """How many queries of the file give no row, by reason, without reading features."""
+        asked = (row.reason == EMPTY_QUERY for rows in self._by_video() for row, _ in rows)
+        count = sum(asked)
+        return {EMPTY_QUERY: count} if count else {}
+
     def _by_video(self) -> Iterator[list[tuple[NlqRow, Span]]]:
         """Per video the rows of :meth:`_rows`; a query that is there again gets a reason."""
         seen: set[tuple[str, str, int]] = set()
@@ -201,6 +208,10 @@ class Ego4dNlq:
                 yield replace(row, reason=f"{where} has a {type(text).__name__} as 'query'")
                 continue
             row = replace(row, query=text.strip(), template=str(query.get("template") or ""))
+            half = half_pair(text)
+            if half:
+                yield replace(row, reason=f"{where} has {half} in 'query', which is no text")
+                continue
             try:
                 yield _with_window(row, query, where)
             except UnfitError as error:
@@ -231,7 +242,7 @@ def _with_window(row: NlqRow, query: dict[str, Any], place: str) -> NlqRow:
 
 def _videos(file: Path) -> list[Any]:
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataSetError(f"{file} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -252,6 +263,9 @@ def _text(value: Any, key: str, place: str) -> str:
     held = value.get(key) if isinstance(value, dict) else None
     if not isinstance(held, str) or not held:
         raise UnfitError(f"{place} has no {key!r}")
+    half = half_pair(held)
+    if half:  # no file of results could name the row
+        raise UnfitError(f"{place} has {half} in {key!r}, which is no text")
     return held
 
 

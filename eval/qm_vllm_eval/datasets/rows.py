@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from qm_vllm import json_lines
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 BATCH = 16
@@ -157,7 +158,8 @@ def _parquet(file: Path, required: Sequence[str], optional: Sequence[str]) -> It
                     place = f"{file.name} row {number}"
                     try:
                         (values,) = batch.slice(index, 1).to_pylist()
-                    except ValueError as error:  # bytes that are no UTF-8
+                        values = {name: _decoded(value) for name, value in values.items()}
+                    except (ValueError, OverflowError) as error:  # no UTF-8, no date of Python's
                         yield Record(place, {}, f"{place} cannot be decoded: {error}")
                         continue
                     yield Record(place, values)
@@ -166,6 +168,11 @@ def _parquet(file: Path, required: Sequence[str], optional: Sequence[str]) -> It
         raise DataSetError(
             f"{file} is no sound parquet file after row {number}: {first}"
         ) from error
+
+
+def _decoded(value: Any) -> Any:
+    """A cell; the bytes of a binary column, which is how some writers store text, as text."""
+    return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
 def _csv(file: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[Record]:
@@ -198,8 +205,8 @@ def _jsonl(file: Path, required: Sequence[str], optional: Sequence[str]) -> Iter
         for number, line in enumerate((line for line in lines if line.strip()), 1):
             place = f"{file.name} row {number}"
             try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:  # UnicodeDecodeError is the former too
+                values = json_lines.parse(line, nan=True)
+            except ValueError as error:
                 yield Record(place, {}, f"{place} is no JSON: {error}")
                 continue
             if not isinstance(values, dict):

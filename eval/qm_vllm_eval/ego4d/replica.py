@@ -23,7 +23,7 @@ class PriorReplica:
         self.name = name
         self.config = PriorConfig.from_pretrained(settings.model)
         self.block_size = settings.block_size
-        given = settings.engine_kwargs() | {"enable_prefix_caching": True}
+        given = settings.engine_kwargs() | {"enable_prefix_caching": True} | dict(settings.extra)
         self.reader = VllmBins.start(settings.model, dtype=settings.dtype, **given)
         self._queued: list[Unit] = []
 

@@ -43,7 +43,10 @@ def write_comparison(task: Ego4dTask, out: Path) -> list[Path]:
 def comparison(
     rows: Sequence[dict[str, Any]], guessed: dict[str, list[float]]
 ) -> list[dict[str, Any]]:
-    """A line for each ratio and way, then chance: N, K, and every metric with its interval."""
+    """A line for each ratio and way, then chance: N, K, and every metric with its interval.
+
+    ``zero_length`` is how many of the queries have a window shorter than a frame; they count.
+    """
     groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((-row["ratio"], row["way"]), []).append(row)
@@ -51,6 +54,7 @@ def comparison(
     for (ratio, way), group in sorted(groups.items()):
         lines.append({
             "way": way, "ratio": -ratio, "queries": len(group),
+            "zero_length": sum(bool(row["zero_length"]) for row in group),
             "source_tokens": sum(row["source_tokens"] for row in group) / len(group),
             "kept_tokens": sum(row["kept_tokens"] for row in group) / len(group),
             **{name: mean_interval([row[name] for row in group]) for name in METRICS},
@@ -77,4 +81,8 @@ def markdown(table: Sequence[dict[str, Any]]) -> str:
             f"{line[m]['mean']:.3f} ({line[m]['low']:.3f}-{line[m]['high']:.3f})" for m in METRICS
         ]
         out.append(f"| {' | '.join(cells)} |")
+    short = max((line.get("zero_length", 0) for line in table), default=0)
+    if short:
+        out += ["", f"{short} of the queries have a window shorter than a frame. They are counted; "
+                    "at length 0 only the same window scores on one."]
     return "\n".join(out) + "\n"

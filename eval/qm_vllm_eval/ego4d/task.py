@@ -40,6 +40,7 @@ class Ego4dTask:
 
     name = "ego4d-nlq"
     metrics = METRICS
+    flags = ("zero_length",)
 
     def units(self) -> Iterator[Unit]:
         """Query by query, each at every ratio; see the protocol."""
@@ -73,12 +74,15 @@ class Ego4dTask:
         return {"task": self.name, "data": Path(self.annotations).name, **held}
 
     def facts(self) -> dict[str, Any]:
-        """See the protocol."""
+        """See the protocol; with the queries of the file that give no row."""
+        left_out = Ego4dNlq(Path(self.annotations), Path(self.features)).left_out()
         return {
             "data": Path(self.annotations).name, "width": self.width,
             "features_per_second": self.features_per_second,
             "average precision": "QVHighlights / ActivityNet protocol, one truth a query",
             "recall": "IoU strictly greater, as the Ego4D NLQ challenge counts",
+            "zero_length": "windows shorter than a frame: counted, and found by the same window",
+            "left out": left_out,
         }
 
     def _unit(self, row: NlqRow, ratio: float, way: str) -> Unit:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qm_vllm import local_engine
+from qm_vllm.errors import UserError
 from qm_vllm_eval import rouge
 from qm_vllm_eval.datasets.booksum import BookSumRow, chat_prompt, open_booksum
 from qm_vllm_eval.datasets.micro_booksum import micro_rows
@@ -40,6 +41,7 @@ class BookSumTask:
 
     name = "booksum"
     metrics = rouge.METRICS
+    flags = ()
 
     def units(self) -> Iterator[Unit]:
         """Chapter by chapter, each at every ratio; see the protocol."""
@@ -79,10 +81,16 @@ class BookSumTask:
         ids: Sequence[int] = []
         failure, reason = (UNUSABLE, row.reason) if row.reason else ("", "")
         if not failure:
-            ids = local_engine.chat_ids(tokenizer, chat_prompt(row, self.words))
-            if len(ids) > self.most_tokens:
+            messages = chat_prompt(row, self.words)
+            try:
+                ids = local_engine.chat_ids(tokenizer, messages, most=self.most_tokens)
+                if len(ids) > self.most_tokens:
+                    raise local_engine.TooLong(f"the prompt has {len(ids)} tokens")
+            except local_engine.TooLong as error:
                 failure = TOO_LONG
-                reason = f"the prompt has {len(ids)} tokens; at most {self.most_tokens} are allowed"
+                reason = f"{error}; at most {self.most_tokens} are allowed"
+            except UserError as error:  # template or tokenizer refuse this chapter, not the others
+                failure, reason = UNUSABLE, str(error)
         for ratio in self.ratios:
             if failure:
                 yield Unit(row.row_id, ratio, failure=failure, reason=reason)

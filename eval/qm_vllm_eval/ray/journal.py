@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qm_vllm.texts import json_bytes
 from qm_vllm_eval.ray.work import Key
 
 FILE = "journal.jsonl"
@@ -94,7 +95,7 @@ class Journal:
         self.close()
 
     def _write(self, value: Mapping[str, Any]) -> None:
-        self._file.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
+        self._file.write(json_bytes(json.dumps(value, ensure_ascii=False) + "\n"))
         self._file.flush()
         os.fsync(self._file.fileno())
 

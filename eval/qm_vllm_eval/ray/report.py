@@ -18,13 +18,14 @@ COSTS = ("source_tokens", "kept_tokens", "kv_blocks", "kv_bytes", "answer_tokens
 
 def summarise(
     rows: Sequence[Mapping[str, Any]], metrics: Sequence[str], facts: Mapping[str, Any],
-    meta: Mapping[str, Any],
+    meta: Mapping[str, Any], flags: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Means by ratio (and way, where rows have one) with 95 % bootstrap intervals over the rows,
-    failures by kind, the run.
+    failures by kind, flagged rows by flag, the run.
 
     Args:
         rows: of the table. metrics: columns to average. facts: of the task. meta: of the run.
+        flags: columns that are true for rows to be told of.
     """
     groups = sorted({(-row["ratio"], row.get("way") or "") for row in rows})
     failed = [row for row in rows if row["status"] != OK]
@@ -32,10 +33,16 @@ def summarise(
         "rows": len(rows),
         "failed": len(failed),
         "failures": dict(Counter(row["failure"] for row in failed)),
+        "flagged": {flag: _flagged(flag, rows) for flag in flags},
         "ratios": [_ratio(-ratio, way, rows, metrics) for ratio, way in groups],
         "task": dict(facts),
         "run": dict(meta),
     }
+
+
+def _flagged(flag: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    held = [row["row_id"] for row in rows if row.get(flag)]
+    return {"rows": len(held), "row_ids": list(dict.fromkeys(held))}
 
 
 def _ratio(
@@ -88,6 +95,10 @@ def markdown(summary: Mapping[str, Any], failed: Sequence[Mapping[str, Any]]) ->
     )
     lines += ["", "Means over rows, [95 % bootstrap interval]. N: tokens of the prompt; K: kept; "
               "s: seconds of a row in its engine.", ""]
+    for flag, told in summary["flagged"].items():
+        if told["rows"]:
+            lines += [f"{told['rows']} of the rows are counted though flagged as {flag}: "
+                      f"{_some(told['row_ids'])}.", ""]
     if summary.get("scaling"):
         lines += ["## Scaling", ""]
         lines += _table(
@@ -139,6 +150,11 @@ def _spread(held: Mapping[str, float | None]) -> str:
 
 def _figure(value: float | None, digits: int, unit: float = 1.0) -> str:
     return "-" if value is None else f"{value / unit:,.{digits}f}"
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _plain(value: Any) -> str:

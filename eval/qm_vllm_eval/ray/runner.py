@@ -102,7 +102,7 @@ def run(
         "settings": settings.deciding(), "versions": meta.versions(_ray_version()),
         "hardware": meta.hardware(), "commit": meta.commit(),
     }
-    summary = report.summarise(rows, task.metrics, task.facts(), about)
+    summary = report.summarise(rows, task.metrics, task.facts(), about, task.flags)
     if entries:
         summary["scaling"] = entries
     failed = [row for row in rows if row["status"] != table.OK]

@@ -189,8 +189,8 @@ def _processor(
         dtype = "float32"
     config = vLLMEngineProcessorConfig(
         model_source=settings.model,
-        engine_kwargs=kwargs | {
-            "dtype": dtype, "distributed_executor_backend": "uni" if width == 1 else "mp",
+        engine_kwargs={
+            "distributed_executor_backend": "uni" if width == 1 else "mp", **kwargs, "dtype": dtype,
         },
         concurrency=(replicas, replicas),
         batch_size=1,  # rows end, are lost and are tried again one by one

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 Key = tuple[str, float]
@@ -91,6 +92,8 @@ class Task(Protocol):
     name: str
     metrics: tuple[str, ...]
     """Columns of :meth:`score`, each with a mean in the summary."""
+    flags: tuple[str, ...]
+    """Columns of :meth:`score` that are true for rows to be told of; the summary counts them."""
 
     def units(self) -> Iterator[Unit]:
         """All units, lazily and in the same order each time.
@@ -107,6 +110,14 @@ class Task(Protocol):
 
     def facts(self) -> dict[str, Any]:
         """What the summary says about the task: the scorer and its version, the data."""
+
+
+_OWN_FIELDS = {
+    "dtype": "dtype", "max_model_len": "max_model_len", "max_num_seqs": "max_num_seqs",
+    "tensor_parallel_size": "tensor_parallel", "enforce_eager": "eager",
+    "block_size": "block_size",
+}
+"""Arguments of ``vllm.LLM`` that are fields of :class:`EngineSettings`."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +151,19 @@ class EngineSettings:
     extra: Mapping[str, Any] = field(default_factory=dict)
     replica: str = "qm_vllm_eval.ray.replica:Replica"
 
+    def with_engine_arguments(self, given: Mapping[str, Any]) -> EngineSettings:
+        """These settings with keyword arguments of ``vllm.LLM`` in their fields or in ``extra``."""
+        own = {_OWN_FIELDS[name]: value for name, value in given.items() if name in _OWN_FIELDS}
+        more = {name: value for name, value in given.items() if name not in _OWN_FIELDS}
+        return replace(self, **own, extra={**self.extra, **more})
+
     def deciding(self) -> dict[str, Any]:
-        """The settings that may change an answer."""
+        """The settings that may change an answer; plain values that JSON has."""
         return {
             "dtype": self.dtype, "max_model_len": self.max_model_len,
             "max_num_seqs": self.max_num_seqs, "tensor_parallel": self.tensor_parallel,
             "eager": self.eager, "block_size": self.block_size, "config": dict(self.config),
-            "extra": dict(self.extra), "replica": self.replica,
+            "extra": json.loads(json.dumps(dict(self.extra), default=str)), "replica": self.replica,
         }
 
     def engine_kwargs(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class FakeTask:
     read: int = 0
     name = "fake"
     metrics = ("score",)
+    flags = ()
 
     def units(self) -> Iterator[Unit]:
         for number in range(self.rows):
