@@ -18,7 +18,7 @@ def parse(raw: bytes | str, *, nan: bool = False) -> Any:
         ValueError: it is no JSON, names a field twice, or is no UTF-8; the message says where.
     """
     try:
-        text = raw if isinstance(raw, str) else raw.decode("utf-8-sig")
+        text = (raw if isinstance(raw, str) else raw.decode("utf-8-sig")).rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start + 1} is not UTF-8") from error
     try:
@@ -26,7 +26,8 @@ def parse(raw: bytes | str, *, nan: bool = False) -> Any:
             text, object_pairs_hook=_each_once, parse_constant=float if nan else _refused
         )
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at column {error.colno}") from error
+        what = error.msg.removesuffix(" at")
+        raise ValueError(f"{what} at column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

@@ -53,10 +53,11 @@ def engine_arguments(arguments: list[str]) -> dict[str, Any]:
         ValueError: a flag is unknown or a value impossible, with the parser's sentence.
     """
     parser = _engine_parser()
+    unset = object()
     names = vars(parser.parse_args([]))
-    parser.set_defaults(**dict.fromkeys(names, argparse.SUPPRESS))
+    parser.set_defaults(**dict.fromkeys(names, unset))
     parsed = vars(parser.parse_args(arguments))
-    return {name: value for name, value in parsed.items() if value is not argparse.SUPPRESS}
+    return {name: value for name, value in parsed.items() if value is not unset}
 
 
 def engine_flags() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import stat
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ def read_items(
     with file:
         for number, raw in enumerate(file, start=1):
             passed(len(raw))
-            if not raw.strip():
+            if not raw.removeprefix(codecs.BOM_UTF8).strip():
                 continue
             try:
                 item = parse_line(number, raw)

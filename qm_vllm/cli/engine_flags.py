@@ -54,7 +54,7 @@ def engine_arguments(context: typer.Context, *, quiet: bool = True) -> dict[str,
         ) from error
     except IndexError as error:  # how its parser says that a dotted flag has no value
         raise UserError(f"{rest[-1]} needs a value") from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: of the file that --config names
         raise UserError(_sentence(str(error), context)) from error
     if "model" in given:
         raise UserError("name the model with the command's own --model, not in --config")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -211,6 +212,9 @@ class Ego4dNlq:
             half = half_pair(text)
             if half:
                 yield replace(row, reason=f"{where} has {half} in 'query', which is no text")
+                continue
+            if not re.search(r"\w", text):  # a prior reads words
+                yield replace(row, reason=f"{where} has no word in 'query'")
                 continue
             try:
                 yield _with_window(row, query, where)

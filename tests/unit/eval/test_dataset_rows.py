@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from qm_vllm_eval.datasets import DataSetError
-from qm_vllm_eval.datasets.booksum import open_booksum
 from qm_vllm_eval.datasets.rows import BATCH, files_of, records
 from tests.unit.eval.record_files import write_records
 
@@ -87,7 +86,9 @@ def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
     [
         (b"{", "is no JSON"),
         (b"[" * 100_000, "is no JSON"),
-        (b'{"a": "\xff"}', "is no JSON"),
+        (b'{"a": "\xff"}', "is no JSON: byte 8 is not UTF-8"),
+        (b'{"a": 1, "a": 2}', "is no JSON: the field 'a' stands there twice"),
+        (b'{"a": "cut', "is no JSON: Unterminated string starting at column 7"),
         (b"null", "is a NoneType, not an object"),
         (b'"a"', "is a str, not an object"),
     ],
@@ -102,6 +103,14 @@ def test_a_broken_line_is_a_reason_and_the_rest_goes_on(
     assert values == {}
     assert found.startswith("x.jsonl row 2 ")
     assert reason in found
+
+
+def test_jsonl_with_a_byte_order_mark_and_the_line_ends_of_windows(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"a": "1"}\r\n\r\n{"a": 1}\r\n{"a": NaN}')
+    first, second, last = read(file)
+    assert (first, second) == (({"a": "1"}, ""), ({"a": 1}, ""))
+    assert last[0]["a"] != last[0]["a"]
 
 
 def test_csv_rows_with_other_numbers_of_cells(tmp_path: Path) -> None:
@@ -194,12 +203,3 @@ def test_files_of_a_split_by_name_and_by_folder(tmp_path: Path) -> None:
         "validation": ["dev.csv"],
         "test": ["a.jsonl"],
     }
-
-
-def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path: Path) -> None:
-    """JSON may hold one; neither UTF-8 nor a tokenizer can."""
-    file = tmp_path / "test.jsonl"
-    file.write_text('{"bid": 1, "is_aggregate": false, "chapter": "cut \\ud83d", '
-                    '"summary_text": "whole \\ud83d\\ude00"}\n')  # fmt: skip
-    (row,) = open_booksum(file)
-    assert (row.chapter, row.references) == ("cut \ufffd", ("whole \U0001f600",))

@@ -33,7 +33,9 @@ LISTS = st.lists(WINDOWS, min_size=1, max_size=5)
 
 
 def counted_iou(one: tuple[float, float], other: tuple[float, float]) -> float:
-    """Over whole seconds: those in both over those in one or the other."""
+    """Over whole seconds: those in both over those in one or the other; 1 for the same window."""
+    if one == other:
+        return 1.0
     first = {t for t in range(12) if one[0] <= t < one[1]}
     second = {t for t in range(12) if other[0] <= t < other[1]}
     return len(first & second) / len(first | second) if first | second else 0.0
@@ -51,7 +53,8 @@ def test_iou_by_hand() -> None:
     assert iou((0, 10), (5, 20)) == 0.25
     assert iou((0, 10), (0, 10)) == 1.0
     assert iou((0, 4), (4, 8)) == iou((0, 1), (5, 6)) == 0.0
-    assert iou((3, 3), (3, 3)) == iou((3, 3), (0, 9)) == 0.0
+    assert iou((3, 3), (0, 9)) == iou((3, 3), (4, 4)) == iou((3, 3), (3, 4)) == 0.0
+    assert iou((3, 3), (3, 3)) == 1.0
 
 
 def challenge(predicted: dict[Any, list], truths: dict[Any, tuple]) -> dict[str, float]:
@@ -148,9 +151,16 @@ def test_average_precision_by_hand() -> None:
         average_precision([(0, 1)], [], 0.5)
 
 
-def test_queries_without_a_prediction_and_windows_without_length_score_nothing() -> None:
+@given(st.lists(WINDOWS, min_size=1, max_size=8))
+def test_a_perfect_answer_scores_one_with_windows_without_length_too(windows: Any) -> None:
+    truths = {("c", "a", i): window for i, window in enumerate(windows)}
+    result = evaluate([Prediction(*key, (truth,)) for key, truth in truths.items()], truths)
+    assert {result[metric]["mean"] for metric in METRICS} == {1.0}
+
+
+def test_queries_without_a_prediction_and_points_that_are_missed_score_nothing() -> None:
     truths = {("c", "a", 0): (0.0, 10.0), ("c", "a", 1): (0.0, 10.0), ("c", "a", 2): (5.0, 5.0)}
-    given_ = [Prediction("c", "a", 0, ((0, 10),)), Prediction("c", "a", 2, ((5, 5), (0, 10)))]
+    given_ = [Prediction("c", "a", 0, ((0, 10),)), Prediction("c", "a", 2, ((5, 6), (0, 10)))]
     result = evaluate(given_, truths)
     assert all(result[metric]["mean"] == pytest.approx(1 / 3) for metric in METRICS)
 

@@ -75,6 +75,7 @@ def test_sentence_breaks_reach_rouge_score_as_lines() -> None:
         ("first line\nsecond line. and more\n\n", ["first line", "second line. and more"]),
         ("", []),
         ("...", ["..."]),
+        ("他来了。她走了！真的？（是。）好", ["他来了。", "她走了！", "真的？", "（是。）", "好"]),
     ],
 )  # fmt: skip
 def test_sentences(text: str, expected: list[str]) -> None:
@@ -107,4 +108,5 @@ def test_means_with_intervals() -> None:
 def test_what_is_reported_as_implementation() -> None:
     held = implementation()
     assert (held["package"], held["stemmer"]) == ("rouge-score", True)
+    assert held["words"] == "qm_vllm_eval.rouge_words.Words"
     assert str(held["version"])[0].isdigit()
