@@ -24,6 +24,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").write_text(json.dumps({"id": 1, "prompt": "x"}) + "\n")
     monkeypatch.setattr("qm_vllm.assets.embedded.ensure_model", lambda: tmp_path)
+    monkeypatch.setattr("qm_vllm.cli.demo.demo_document", lambda: None)
     started = []
 
     def start(model, config, **given):
@@ -44,8 +45,6 @@ def run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_any_argument_of_vllms_engine(run, command):
-    if command == "demo":
-        pytest.importorskip("needlehaystack")
     _, given = run(
         command, "--block-size", "8", "--max_num_seqs=3", "-tp", "2", "--no-enable-prefix-caching",
         "--hf-overrides.rope_theta", "5", "--no-enforce-eager", "--verbose",
@@ -63,7 +62,6 @@ def test_the_commands_own_flags_stay_its_own(run):
 
 
 def test_the_demos_own_settings_give_way(run):
-    pytest.importorskip("needlehaystack")
     own = run("demo")[1]
     assert (own["block_size"], own["max_model_len"], own["enable_prefix_caching"]) == (
         local_engine.BLOCK_SIZE, 8192, False

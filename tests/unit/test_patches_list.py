@@ -199,7 +199,7 @@ def _of_the_language() -> set[str]:
     holders: list[object] = [
         str, list, dict, set, tuple, Exception, int, torch, torch.Tensor, torch.nn,
         torch.nn.Module(), torch.nn.functional, torch.distributed, torch.ops,
-        argparse.ArgumentParser, inspect,
+        argparse, argparse.ArgumentParser, inspect, re,
         inspect.Parameter, inspect.Signature, logging, logging.Logger, importlib, property,
         hashlib, hashlib.sha256(), dis, dis.Instruction,
         type,
