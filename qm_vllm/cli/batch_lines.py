@@ -118,9 +118,8 @@ def parse_line(number: int, raw: bytes | str) -> Item:
     try:
         value = json_lines.parse(raw)
     except ValueError as error:
-        cut = "" if raw.endswith(b"\n" if isinstance(raw, bytes) else "\n") else (
-            "; the line has no end, so the file may have been cut off there"
-        )
+        whole = raw[-1:] in (b"\n", "\n")
+        cut = "" if whole else "; the line has no end, so the file may have been cut off there"
         raise LineRefused(f"not valid JSON ({error}{cut})") from error
     if not isinstance(value, dict):
         raise LineRefused("not a JSON object; write {\"id\": ..., \"prompt\": ...}")

@@ -77,7 +77,7 @@ def demo(
             raise UserError(f"the folder of --json {json_file} does not exist; create it first")
         folder = model or embedded.ensure_model()
         with errors().status("Starting vLLM"):
-            engine = {
+            engine: dict[str, Any] = {
                 "max_model_len": MAX_MODEL_LEN, "dtype": best_dtype(), "enforce_eager": eager,
                 "block_size": local_engine.BLOCK_SIZE,
                 "enable_prefix_caching": False,  # both requests compute their whole prompt

@@ -51,7 +51,7 @@ def generate(
 ) -> None:
     """Run a file of prompts; safe to interrupt and to start again. Other flags go to vLLM's engine.
 
-    Those are flags such as --block-size 16, as `vllm serve` takes them.
+    Those are flags such as --block-size 32, as `vllm serve` takes them.
     """
     with sentences():
         engine = {
