@@ -49,7 +49,8 @@ def real(name: str, value: Any, low: float, high: float, *, open_low: bool = Fal
     allowed = f"{'greater than' if open_low else 'at least'} {low:g} and at most {high:g}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{name}={value!r} must be a number {allowed}")
-    if not math.isfinite(value) or value > high or value < low or (open_low and value <= low):
+    # The bounds come first: a whole number beyond them may be too large for a float.
+    if value > high or value < low or (open_low and value <= low) or not math.isfinite(value):
         raise ConfigError(f"{name}={value!r} must be {allowed}")
     return float(value)
 

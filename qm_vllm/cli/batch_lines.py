@@ -118,7 +118,7 @@ def parse_line(number: int, raw: bytes | str) -> Item:
     try:
         value = json_lines.parse(raw)
     except ValueError as error:
-        whole = raw[-1:] in (b"\n", "\n")
+        whole = raw[-1:] in (b"\n", "\n") or not isinstance(error.__cause__, json.JSONDecodeError)
         cut = "" if whole else "; the line has no end, so the file may have been cut off there"
         raise LineRefused(f"not valid JSON ({error}{cut})") from error
     if not isinstance(value, dict):

@@ -5,15 +5,25 @@ from __future__ import annotations
 import io
 import json
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from qm_vllm import local_engine
-from qm_vllm.cli.batch_lines import Item, Problem, finished_ids, read_items, result_line
+from qm_vllm.cli.batch_lines import (
+    Item,
+    LineRefused,
+    Problem,
+    finished_ids,
+    parse_line,
+    read_items,
+    result_line,
+)
 from qm_vllm.cli.generate import tokenised, write_all
 from qm_vllm.cli.main import app
+from qm_vllm.config import OPTIONS
 from qm_vllm.errors import UserError
 
 GOOD = {"id": "good", "prompt": "one two"}
@@ -92,7 +102,7 @@ def generate(tmp_path, monkeypatch):
         (b'{"id": 1, "id": 2, "prompt": "x"}', "the field 'id' stands there twice"),
         (b'{"id": NaN, "prompt": "x"}', "NaN is no number in JSON"),
         (b'{"id": 1, "prompt": "x", "quickmerge": {"ratio": NaN}}', "NaN is no number in JSON"),
-        (b'{"id": 1, "prompt": "x", "quickmerge": {"ratio": 1e999}}', "ratio=inf"),
+        (b'{"id": 1, "prompt": "x", "quickmerge": {"ratio": 1e400}}', "ratio=inf"),
         (b'{"id": 1, "prompt": null}', 'needs either "prompt" or "messages"'),
         (b'{"id": 1, "pro', "Unterminated string"),
         (b"\x00" * 100, "not valid JSON"),
@@ -106,6 +116,21 @@ def test_a_bad_line_costs_itself_alone(generate, bad, message):
     assert message in said
     assert "3 written, 1 failed, 0 were in the output already" in said
     assert rows == [{"id": f"line {i}", "text": "ok", "quickmerge": {}} for i in range(3)]
+
+
+ODD = (
+    10**400, -(10**400), float("inf"), "x", "\ud83d", [], [[]], {}, [[0, 10**400]], None, True,
+    "1e400", [1, 2], [["a", "b"]], [None], {"a": 1}, -1, 0, 1.5, "", [[1]], [[1, 2, 3]], 10**30,
+    ["system", "\ud83d"], ["system", 3], [{}],
+)
+
+
+@pytest.mark.parametrize("name", [*OPTIONS, "preset", "unknown", "\ud83d", ""])
+def test_options_of_any_value_are_taken_or_refused_with_a_sentence(name):
+    for value in ODD:
+        line = json.dumps({"id": 1, "prompt": "x", "quickmerge": {name: value}})
+        with suppress(LineRefused):  # anything else is an error of the whole run
+            assert parse_line(1, line).options.keys() <= {f"qm_{name}"}
 
 
 def test_marks_and_line_ends_of_other_systems(generate):
