@@ -20,7 +20,7 @@ from qm_vllm_eval.metrics import mean_interval
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 _END = re.compile(r"(?<=[.!?])[\"')\]\u201d\u2019]*\s+")
-_FULL_STOPS = "\u3002\uff01\uff1f\uff0e"  # of Chinese and Japanese: a sentence ends without a space
+_FULL_STOPS = "\u3002\uff01\uff1f"  # of Chinese and Japanese: a sentence ends without a space
 _FULL_STOP = re.compile(rf"(?<=[{_FULL_STOPS}])[\"')\]\u201d\u2019\u300d\u300f\uff09]*\s*")
 _OPENER = re.compile(r"[\"'(\[\u201c\u2018]*[A-Z0-9]")
 _ABBREVIATION = re.compile(
@@ -41,7 +41,7 @@ def rouge(prediction: str, references: Sequence[str]) -> dict[str, float]:
     predicted = as_lines(prediction)
     best = dict.fromkeys(METRICS, 0.0)
     for reference in references:
-        if not _words().tokenize(reference):
+        if not rouge_words.has_word(reference):
             raise ValueError("a reference holds no word; leave it out")
         # Line ends matter to rougeLsum alone: the others see words.
         scores = scorer.score(as_lines(reference), predicted)

@@ -50,6 +50,11 @@ class Words:
         return found
 
 
+def has_word(text: str) -> bool:
+    """Whether :class:`Words` finds any word in a text."""
+    return any(_kind(character) in (_ENGLISH, _SINGLE, _OTHER) for character in text.lower())
+
+
 def _parts(text: str) -> Iterator[tuple[bool, str]]:
     """Stretches for rouge-score's own tokenizer (True) and words of other scripts (False)."""
     if text.isascii():

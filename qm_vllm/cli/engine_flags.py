@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Any
 
 import typer
@@ -27,7 +28,8 @@ def refuse_ours(arguments: list[str]) -> None:
 def engine_arguments(context: typer.Context, *, quiet: bool = True) -> dict[str, Any]:
     """Keyword arguments of ``vllm.LLM`` from what the command line has beside the command's own.
 
-    vLLM is imported only if there is something to read.
+    vLLM is imported only if there is something to read, and the environment stays as it was: what
+    the user has set is told from our defaults later, when engines start.
 
     Args:
         quiet: as :func:`qm_vllm.local_engine.set_environment` takes it.
@@ -43,8 +45,10 @@ def engine_arguments(context: typer.Context, *, quiet: bool = True) -> dict[str,
     stray = next((argument for argument in rest[:1] if not argument.startswith("-")), None)
     if stray is not None:
         raise UserError(f"{stray!r} belongs to no flag; leave it out")
-    local_engine.set_environment(quiet=quiet)
     local_engine.require_vllm()
+    before = set(os.environ)
+    local_engine.set_environment(quiet=quiet)
+    defaults = set(os.environ) - before
     try:
         given = llm.engine_arguments(rest)
     except ImportError as error:
@@ -56,6 +60,10 @@ def engine_arguments(context: typer.Context, *, quiet: bool = True) -> dict[str,
         raise UserError(f"{rest[-1]} needs a value") from error
     except (ValueError, OSError) as error:  # OSError: of the file that --config names
         raise UserError(_sentence(str(error), context)) from error
+    finally:
+        for name in defaults:
+            os.environ.pop(name, None)
+    refuse_ours(["--" + name for name in given])  # from the file that --config names
     if "model" in given:
         raise UserError("name the model with the command's own --model, not in --config")
     return given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
@@ -100,8 +101,21 @@ def test_a_model_in_a_file_of_flags_is_refused(run, tmp_path):
     assert "name the model with the command's own --model" in (
         run("generate", "--config", "flags.yaml")[0]
     )
+    (tmp_path / "flags.yaml").write_text("worker-cls: other\n")
+    assert "--worker-cls is set by the plug-in itself" in (
+        run("generate", "--config", "flags.yaml")[0]
+    )
     (tmp_path / "flags.yaml").write_text("block-size: 16\n")
     assert run("generate", "--config", "flags.yaml")[1]["block_size"] == 16
+
+
+def test_reading_flags_leaves_the_environment_as_it_was(run, monkeypatch):
+    """Replicas get what the user has set, and defaults of their own."""
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
+    assert run("generate", "--block-size", "8")[1]["block_size"] == 8
+    assert "VLLM_CPU_KVCACHE_SPACE" not in os.environ
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
 
 
 def test_without_vllm_the_flag_is_a_sentence(run, monkeypatch):

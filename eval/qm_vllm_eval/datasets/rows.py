@@ -172,7 +172,13 @@ def _parquet(file: Path, required: Sequence[str], optional: Sequence[str]) -> It
 
 def _decoded(value: Any) -> Any:
     """A cell; the bytes of a binary column, which is how some writers store text, as text."""
-    return value.decode("utf-8") if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, list):
+        return [_decoded(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _decoded(part) for name, part in value.items()}
+    return value
 
 
 def _csv(file: Path, required: Sequence[str], optional: Sequence[str]) -> Iterator[Record]:

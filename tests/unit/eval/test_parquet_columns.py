@@ -64,6 +64,13 @@ def test_chapters_are_equal_however_they_are_stored(kind: str, tmp_path: Path) -
     assert rows[1].reason == f"test.parquet row 2: {EMPTY_CHAPTER}"
 
 
+def test_text_inside_lists_and_structs(tmp_path: Path) -> None:
+    held = [{"part": [b"one", None], "n": 1}, {"part": [], "n": None}]
+    (first, second) = records(write(tmp_path / "x.parquet", a=pa.array(held)), ("a",))
+    assert first.values["a"] == {"part": ["one", None], "n": 1}
+    assert second.values["a"] == {"part": [], "n": None}
+
+
 def test_bytes_that_are_no_utf8_cost_their_row(tmp_path: Path) -> None:
     file = write(tmp_path / "x.parquet", a=pa.array([b"one", b"\xff\xfe", b"three"], pa.binary()))
     first, second, third = records(file, ("a",))

@@ -10,7 +10,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from qm_vllm_eval.metrics import match_score
 from qm_vllm_eval.rouge import METRICS, as_lines, rouge
-from qm_vllm_eval.rouge_words import Words
+from qm_vllm_eval.rouge_words import Words, has_word
 
 LATIN = st.text(st.one_of(
     st.characters(max_codepoint=0x24F, exclude_categories=["Cs"]),
@@ -88,3 +88,4 @@ def test_words(text: str, words: list[str]) -> None:
 def test_any_text_has_words_or_none(text: str) -> None:
     found = Words(stem=True).tokenize(text)
     assert all(word and not word.isspace() for word in found)
+    assert has_word(text) == bool(found)
