@@ -43,10 +43,13 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
     from qm_vllm_patches.scheduler import Shadows, ShadowStep
+    from qm_vllm_patches.true_figures import Teller
 
 
 class SchedulerHalf(Protocol):
     """What the scheduler's process asks; the messages are plain and belong to the two halves."""
+
+    telling: Teller
 
     def bind_blocks(self, store: BlockStore) -> None: ...
     def bind_shadows(self, shadows: Shadows) -> None: ...

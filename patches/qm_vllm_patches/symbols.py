@@ -46,7 +46,11 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
         ("KVConnectorBlockState", "SchedulerOutput"), "connector.py, scheduler.py",
     ),
     "vllm.v1.core.sched.scheduler": (("Scheduler",), "scheduler.py"),
-    "vllm.v1.engine": (("EngineCoreOutput", "EngineCoreOutputs"), "scheduler.py"),
+    "vllm.v1.engine": (
+        ("EngineCoreOutput", "EngineCoreOutputs"), "scheduler.py, true_figures.py",
+    ),
+    "vllm.v1.engine.output_processor": (("OutputProcessor",), "frontend.py"),
+    "vllm.v1.metrics.stats": (("PrefillStats", "SchedulerStats"), "scheduler.py"),
     "vllm.v1.kv_cache_interface": (
         ("KVCacheConfig", "SlidingWindowSpec"), "settings.py, connector.py",
     ),

@@ -52,10 +52,11 @@ def test_serve_puts_our_flags_before_the_users():
     assert arguments[:3] == ["serve", "m", "--kv-transfer-config"]
     transfer = json.loads(arguments[3])
     assert transfer["kv_connector_extra_config"]["quickmerge"]["ratio"] == 0.3
-    assert arguments[4:10] == [
+    assert arguments[4:12] == [
         "--worker-cls", "qm_vllm.engine.worker.QuickMergeWorker",
         "--scheduler-cls", "qm_vllm_patches.scheduler.make_scheduler",
         "--middleware", "qm_vllm.http_options.RefuseBadOptions",
+        "--middleware", "qm_vllm.http_reports.AddReports",
     ]
     assert arguments[-2:] == ["--port", "8001"]
 
