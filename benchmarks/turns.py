@@ -12,11 +12,11 @@ answers are not appended. A scenario ends before the first prompt that does not 
 Four ways to serve them, each an engine in a process of its own with equal settings, prefix caching
 and a KV cache of equal bytes. ``plain``: without the plug-in. ``in-model``: delivery "inject": the
 plug-in runs the model's lower layers over each whole prompt. ``native``: delivery "native": vLLM
-prefills the prompt and finds in its prefix cache what earlier prompts left there. ``auto``: the default, which chooses
-between them for each prompt, or leaves it as it is. The ways take
-turns at each repetition of a scenario, and their order rotates. Prompts are random ids, new ones in
-each repetition, which therefore shares nothing with the one before. A chat continues with the
-answers of its own engine, which all have ``--answer`` tokens.
+prefills the prompt and finds in its prefix cache what earlier prompts left there. ``auto``: the
+default, which chooses between them for each prompt, or leaves it as it is. The ways take turns at
+each repetition of a scenario, and their order rotates. Prompts are random ids, new ones in each
+repetition, which therefore shares nothing with the one before. A chat continues with the answers of
+its own engine, which all have ``--answer`` tokens.
 
 TTFT is the wall time from adding a request to its first token; ``ttft_sum_s`` adds up all prompts
 of a scenario, ``later_ttft_s`` is the median of those after the first. ``times_plain`` is the

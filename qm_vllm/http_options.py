@@ -168,7 +168,8 @@ def _conversation(content: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_misplaced(content: dict[str, Any]) -> None:
     """Raise ConfigError where one of our options stands where no endpoint reads it."""
-    found = [(name, "at the top level") for name in content if name.startswith(PREFIX) or name == REPORT_KEY]
+    ours = [name for name in content if name.startswith(PREFIX) or name == REPORT_KEY]
+    found = [(name, "at the top level") for name in ours]
     for place in NO_PLACE:
         inside = content.get(place)
         if isinstance(inside, dict):

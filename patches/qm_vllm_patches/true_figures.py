@@ -40,7 +40,7 @@ class TrueFigures:
         self.manager.record_prefix_cache_stats = self.record  # type: ignore[method-assign]
 
     def record(self, request: Request, num_hits: int) -> None:
-        """vLLM's count of what its prefix cache was asked for, in tokens of prompts as they came."""
+        """vLLM's count of look-ups in its prefix cache, in tokens of prompts as they came."""
         told, stats = self.teller.looked_up(request.request_id), self.manager.prefix_cache_stats
         if told is None or stats is None or request.num_preemptions:
             self._record(request, num_hits)
