@@ -5,7 +5,7 @@
 
 The engines are those of ``turns.py``: plain, in-model, native and ``auto``, the default, each in a
 process of its own, with prefix caching. Each prompt is new, random, and alone. Runs take turns and
-rotate; ``ttft / plain`` is the median of own / plain of the same run, ``lowest`` and ``highest`` its
+rotate; ``ttft / plain`` is the median of own / plain of the same run, ``lowest``, ``highest`` its
 range. TTFT is the wall time from adding a request to its first token, of an answer of ``--answer``
 tokens; ``answer / plain`` compares the whole request.
 
