@@ -179,13 +179,13 @@ def test_generate_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
 def test_a_configuration_takes_only_what_was_given():
     assert configuration(ratio=None, min_tokens=9) == QuickMergeConfig(min_tokens=9)
     assert configuration("cache", ratio=None) == QuickMergeConfig.preset("cache")
-    assert configuration("cache", alpha=0.2) == QuickMergeConfig(query_visible=False, alpha=0.2)
+    assert configuration("cache", alpha=0.2) == QuickMergeConfig(delivery="native", alpha=0.2)
 
 
 def test_options_of_the_server_reach_the_engine(run):
     result = run("serve", "m", "--preset", "cache", "--max-error", "0.4", "--show-arguments")
     assert result.exit_code == 0, result.output
-    assert '"query_visible": false' in result.output
+    assert '"delivery": "native"' in result.output
     assert '"max_error": 0.4' in result.output
     assert '"ratio": null' in result.output
     assert "preset='x' is unknown; allowed: cache" in run("serve", "m", "--preset", "x").output
