@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from setting import Child, common_options, fill_in, report
-from turns import Session, demand_all_compressed, start_ways
+from turns import Session, demand_all_compressed, start_ways, ways_option
 
 
 def measure(
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="256,512,1024,2048,4096")
     parser.add_argument("--answer", type=int, default=16, help="tokens, at least 2")
     parser.add_argument("--runs", type=int, default=3)
+    ways_option(parser)
     parser.add_argument("--chunk", type=int, default=2048, help="prompt tokens of one step")
     parser.add_argument("--kv-gib", type=float, default=1.0, help="KV cache of each engine, GiB")
     common_options(parser)
