@@ -88,9 +88,12 @@ def ask(server: Server, endpoint: Endpoint, words: str, tokens: int = 4, **more:
     )
 
 
-def stream(server: Server, endpoint: Endpoint, words: str, **more: Any) -> list[dict]:
+def stream(
+    server: Server, endpoint: Endpoint, words: str, tokens: int = 4, **more: Any
+) -> list[dict]:
     """The data of all events."""
-    body = {"model": "smol", "temperature": 0, **endpoint.body(words, 4), "stream": True, **more}
+    common = {"model": "smol", "temperature": 0, "stream": True}
+    body = {**common, **endpoint.body(words, tokens), **more}
     if "completions" in endpoint.path:
         body["stream_options"] = {"include_usage": True}
     request = urllib.request.Request(
@@ -100,6 +103,14 @@ def stream(server: Server, endpoint: Endpoint, words: str, **more: Any) -> list[
     with urllib.request.urlopen(request, timeout=120) as answer:
         lines = [line[6:] for line in answer.read().split(b"\n") if line.startswith(b"data: ")]
     return [json.loads(line) for line in lines if line.strip() != b"[DONE]"]
+
+
+def said(answer: dict) -> str:
+    """The text of an answer."""
+    if "content" in answer:
+        return answer["content"][0]["text"]
+    choice = answer["choices"][0]
+    return choice["text"] if "text" in choice else choice["message"]["content"]
 
 
 def report(answer: dict) -> dict | None:
@@ -167,15 +178,22 @@ def test_a_stream_ends_with_the_report(server, endpoint):
 def test_an_answer_that_ends_at_a_string_has_its_report(server, endpoint):
     if endpoint.path == "/v1/responses":
         pytest.skip("it takes no stop strings")
-    stop = "stop_sequences" if endpoint.path == "/v1/messages" else "stop"
-    ends = {stop: ["a", "e", "o", " "]}
+    name = "stop_sequences" if endpoint.path == "/v1/messages" else "stop"
     for delivery in ("inject", "native"):
         options = {"vllm_xargs": {"qm_delivery": delivery}}
+        free = said(ask(server, endpoint, text(4), 12, **options))
+        ends = {name: [free[len(free) // 2 :][:3]]}
         answer = ask(server, endpoint, text(4), 60, **ends, **options)
-        seen = json.dumps(answer)
-        assert '"stop"' in seen or "stop_sequence" in seen
+        assert len(said(answer)) < len(free)
         assert report(answer)["status"] == "compressed"
-        assert any(map(report, stream(server, endpoint, text(4), **ends, **options)))
+        events = stream(server, endpoint, text(4), 60, **ends, **options)
+        (told,) = [one for one in map(report, events) if one]
+        assert told["status"] == "compressed"
+    first = {name: [said(ask(server, endpoint, text(4), 1, **options))]}
+    server.reset_caches()
+    told = report(ask(server, endpoint, text(4), 60, **first, **options))
+    assert told["status"] == "untouched", "the prefill's own token was the whole answer"
+    assert told["reason"] == "ended before the compression was done"
 
 
 @pytest.mark.parametrize(("extra", "words"), [
