@@ -16,7 +16,7 @@ from qm_vllm_eval.serving.server import Server
 pytestmark = pytest.mark.e2e
 FLAGS = (
     *soak.FLAGS, "--served-model-name", "smol", "--num-gpu-blocks-override", "200",
-    "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+    "--enable-auto-tool-choice", "--tool-call-parser", "pythonic",
     # A random model would write spaces for ever.
     "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
 )
