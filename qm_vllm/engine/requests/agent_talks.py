@@ -22,10 +22,10 @@ QUESTION, CALL, RESULT = ("user", "QMBETA"), ("call", "QMCALL"), ("tool", "QMRES
 ANSWER, AGAIN = ("assistant", "QMANSWER"), ("user", "QMDELTA")
 TALKS: tuple[Talk, ...] = (
     (QUESTION, CALL, RESULT, ANSWER, AGAIN),
-    (QUESTION, CALL, RESULT, ("tool", "QMSECOND"), ANSWER),
+    (QUESTION, CALL, RESULT, ("tool", "QMSECOND"), ANSWER, AGAIN),
     (QUESTION, CALL, RESULT, AGAIN),
 )
-"""The first alone says what a tool's result looks like; a template may refuse the others."""
+"""The first says what a tool's result looks like; a template may refuse the others."""
 
 BEGINNINGS = ("", "\n\n", "<", "[", '{"', "7 ")
 """What messages begin with."""

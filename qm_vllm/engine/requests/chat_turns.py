@@ -89,28 +89,34 @@ class ChatTurns:
         """
         try:
             for talk in TALKS:
-                for form in forms(self._tokenizer, talk):
-                    if self._try(self._tool_marks(form), form):
-                        break
+                known = any(
+                    self._try(self._tool_marks(form), form)
+                    for form in forms(self._tokenizer, talk)
+                )
+                if talk == TALKS[0] and not known:
+                    break
             for before, sample in schemas(self._tokenizer):
                 self._try(self._schema_marks(before), [sample])
         except Exception as error:  # a tokenizer is not ours, either
             logger.debug("qm_vllm: the chat template's tools are not understood: %s", error)
 
     def _try(self, marks: Sequence[tuple[str, tuple[int, ...]]], form: Sequence[Sample]) -> bool:
+        """Whether the turns of these talks are found with further marks, which else are dropped."""
         known = dict(self.marks)
         for role, mark in marks:
             self._add(role, mark)
-        found = [self.find(self._encode(sample.text)) for sample in form]
-        if all(
-            tuple(role for role, _, _ in turns if role != "system") == sample.roles
-            for turns, sample in zip(found, form, strict=True)
-        ):
+        if all(self._finds(sample) for sample in form):
             return True
         self.marks, self._by_first = {}, {}
         for mark, role in known.items():
             self._add(role, mark)
         return False
+
+    def _finds(self, sample: Sample) -> bool:
+        """The end of the last question may begin an answer already."""
+        turns = self.find(self._encode(sample.text))
+        roles = tuple(role for role, _, _ in turns if role != "system")
+        return roles in (sample.roles, (*sample.roles, "assistant"))
 
     def _tool_marks(self, form: Sequence[Sample]) -> list[tuple[str, tuple[int, ...]]]:
         """What begins the turns behind a call: tokens that do not depend on what stands there."""
