@@ -241,6 +241,34 @@ def test_templates_may_want_arguments_as_json_and_calls_without_text():
     assert "tool" in chat.marks.values()
 
 
+def test_a_template_of_its_own_for_tools_is_read_too():
+    plain, hermes = tokenizer_of("chatml"), tokenizer_of("hermes_2_pro")
+
+    def render(messages, tools=None, **options):
+        source = hermes.template if tools else plain.template
+        return source.render(messages=messages, tools=tools, **options)
+
+    plain.apply_chat_template = render
+    tools = [(role, plain.decode(mark)) for mark, role in ChatTurns(plain).marks.items()]
+    assert ("tool", "<|im_end|>\n<|im_start|>tool") in tools  # without schemas
+    assert ("assistant", "<|im_end|><|im_start|>assistant") in tools  # with them
+
+
+def test_a_tokenizer_that_fails_leaves_the_marks_that_were_there():
+    tokenizer = tokenizer_of("qwen3")
+    encode = tokenizer.encode
+
+    def fails(text, **options):
+        if "QMRESULT" in text:
+            raise RuntimeError("no such text")
+        return encode(text, **options)
+
+    tokenizer.encode = fails
+    chat = ChatTurns(tokenizer)
+    assert set(chat.marks.values()) == {"system", "user", "assistant"}
+    assert chat.find(encode("<|im_start|>user\nHello")) == [("user", 0, 4)]
+
+
 def test_names_of_tools_and_ids_of_calls_are_no_part_of_a_mark():
     source = """{% for m in messages %}{% if m.role == 'tool' %}[TOOL_RESULTS]{{ m.name }}
 {{ m.tool_call_id }}[AVAILABLE_TOOLS]{{ m.content }}[/TOOL_RESULTS]{% elif m.role == 'user' %}[INST]

@@ -27,11 +27,16 @@ TALKS: tuple[Talk, ...] = (
 )
 """The first says what a tool's result looks like; a template may refuse the others."""
 
-BEGINNINGS = ("", "\n\n", "<", "[", '{"', "7 ")
+BEGINNINGS = ("", "\n\n", "<", "[", '{"', '"', "7 ", "> ", "# ", "- ")
 """What messages begin with."""
 CALLS = (("qmlook", ("QmCall001", "QmCall002")), ("seek_it", ("x7bKd9Qz2", "y8cLe0Rz3")))
 """Names of a tool, with ids of its calls."""
 SCHEMA = "QMSCHEMA"
+TOOLS = [{"type": "function", "function": {
+    "name": CALLS[0][0], "description": SCHEMA, "parameters": {
+        "type": "object", "properties": {"query": {"type": "string", "description": "words"}},
+    },
+}}]
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,20 @@ class Sample:
     steps: tuple[tuple[str, str, str], ...]
 
 
-def forms(tokenizer: Any, talk: Talk) -> Iterator[list[Sample]]:
-    """The forms of one conversation that the template takes, in all beginnings of messages."""
+def forms(tokenizer: Any, talk: Talk, *, tools: bool) -> Iterator[list[Sample]]:
+    """The forms of one conversation that the template takes, in all beginnings of messages.
+
+    Args:
+        tools: with schemas, for which a tokenizer may have a template of its own.
+    """
+    options = {"tools": TOOLS} if tools else {}
     for content, as_json in product((None, "", CALL[1]), (False, True)):
         try:
             yield [
-                _sample(tokenizer, talk, _messages(talk, beginning, CALLS[i % 2], content, as_json))
+                _sample(
+                    tokenizer, talk,
+                    _messages(talk, beginning, CALLS[i % 2], content, as_json), **options,
+                )
                 for i, beginning in enumerate(BEGINNINGS)
             ]
         except Exception:  # a template may refuse a form in any way
@@ -63,15 +76,10 @@ def forms(tokenizer: Any, talk: Talk) -> Iterator[list[Sample]]:
 
 def schemas(tokenizer: Any) -> Iterator[tuple[str, Sample]]:
     """What stands before the schemas of tools, up to the word before; nothing if refused."""
-    described = {"name": CALLS[0][0], "description": SCHEMA, "parameters": {
-        "type": "object", "properties": {"query": {"type": "string", "description": "words"}},
-    }}
     for talk in ((QUESTION,), (QUESTION, ANSWER, AGAIN)):
         messages = [{"role": role, "content": word} for role, word in talk]
         try:
-            sample = _sample(
-                tokenizer, talk, messages, tools=[{"type": "function", "function": described}]
-            )
+            sample = _sample(tokenizer, talk, messages, tools=TOOLS)
         except Exception:
             continue
         for _, _, before in sample.steps:

@@ -12,7 +12,7 @@ from collections.abc import Container, Sequence
 from itertools import compress
 from typing import Any
 
-from qm_vllm.engine.requests.agent_talks import TALKS, Sample, forms, schemas
+from qm_vllm.engine.requests.agent_talks import SCHEMA, TALKS, Sample, forms, schemas
 from qm_vllm.turns import Turn
 from qm_vllm_patches.log import get_logger
 
@@ -87,18 +87,24 @@ class ChatTurns:
         Marks that do not find the turns of the very talks which they were learned from are
         forgotten: then all stays as it is without tools.
         """
+        known = dict(self.marks)
         try:
-            for talk in TALKS:
-                known = any(
-                    self._try(self._tool_marks(form), form)
-                    for form in forms(self._tokenizer, talk)
-                )
-                if talk == TALKS[0] and not known:
-                    break
             for before, sample in schemas(self._tokenizer):
                 self._try(self._schema_marks(before), [sample])
+            for tools in (False, True):
+                self._learn_results(tools)
         except Exception as error:  # a tokenizer is not ours, either
             logger.debug("qm_vllm: the chat template's tools are not understood: %s", error)
+            self._set(known)
+
+    def _learn_results(self, tools: bool) -> None:
+        for talk in TALKS:
+            understood = any(
+                self._try(self._tool_marks(form), form)
+                for form in forms(self._tokenizer, talk, tools=tools)
+            )
+            if talk == TALKS[0] and not understood:
+                return
 
     def _try(self, marks: Sequence[tuple[str, tuple[int, ...]]], form: Sequence[Sample]) -> bool:
         """Whether the turns of these talks are found with further marks, which else are dropped."""
@@ -107,9 +113,7 @@ class ChatTurns:
             self._add(role, mark)
         if all(self._finds(sample) for sample in form):
             return True
-        self.marks, self._by_first = {}, {}
-        for mark, role in known.items():
-            self._add(role, mark)
+        self._set(known)
         return False
 
     def _finds(self, sample: Sample) -> bool:
@@ -124,6 +128,8 @@ class ChatTurns:
         behind = [role for role, _, _ in form[0].steps].index("tool")
         for step in range(behind, len(form[0].steps)):
             role, word, before = form[0].steps[step]
+            if SCHEMA in before:
+                continue
             texts = [before.rstrip(), *(sample.steps[step][2] + word for sample in form)]
             mark = _shared([self._begun(text) for text in texts])
             if not any(
@@ -147,6 +153,11 @@ class ChatTurns:
         special = places(ids, self._special)
         ends = [place for place in special if ids[place] == self._end_of_answer]
         return self._without_bos(ids[(ends[-1:] or special[:1] or [len(ids)])[0] :])
+
+    def _set(self, marks: dict[tuple[int, ...], str]) -> None:
+        self.marks, self._by_first = {}, {}
+        for mark, role in marks.items():
+            self._add(role, mark)
 
     def _add(self, role: str, mark: tuple[int, ...]) -> None:
         if mark and mark not in self.marks:
