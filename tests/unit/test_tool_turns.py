@@ -269,6 +269,19 @@ def test_a_tokenizer_that_fails_leaves_the_marks_that_were_there():
     assert chat.find(encode("<|im_start|>user\nHello")) == [("user", 0, 4)]
 
 
+def test_special_tokens_inside_a_call_are_no_part_of_a_mark():
+    source = """{% for m in messages %}{% if m.role == 'tool' %}[TOOL_RESULTS]{{ m.content }}
+{{- '[/TOOL_RESULTS]' }}{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]
+{%- elif m.tool_calls %}{% for c in m.tool_calls %}{% for k, v in c.function.arguments.items() %}
+{{- k }}:{% if v is string %}[AVAILABLE_TOOLS]{{ v }}[/AVAILABLE_TOOLS]{% else %}{{ v }}{% endif %}
+{%- endfor %}[TOOL_CALLS]{% endfor %}{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"""
+    tokenizer = PieceTokenizer(source, MISTRAL)
+    marks = ChatTurns(tokenizer).marks
+    assert [tokenizer.decode(mark) for mark, role in marks.items() if role == "tool"] == [
+        "[TOOL_CALLS][TOOL_RESULTS]", "[/TOOL_RESULTS][TOOL_RESULTS]"
+    ]
+
+
 def test_names_of_tools_and_ids_of_calls_are_no_part_of_a_mark():
     source = """{% for m in messages %}{% if m.role == 'tool' %}[TOOL_RESULTS]{{ m.name }}
 {{ m.tool_call_id }}[AVAILABLE_TOOLS]{{ m.content }}[/TOOL_RESULTS]{% elif m.role == 'user' %}[INST]

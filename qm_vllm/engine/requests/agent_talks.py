@@ -29,8 +29,11 @@ TALKS: tuple[Talk, ...] = (
 
 BEGINNINGS = ("", "\n\n", "<", "[", '{"', '"', "7 ", "> ", "# ", "- ")
 """What messages begin with."""
-CALLS = (("qmlook", ("QmCall001", "QmCall002")), ("seek_it", ("x7bKd9Qz2", "y8cLe0Rz3")))
-"""Names of a tool, with ids of its calls."""
+CALLS: tuple[tuple[str, tuple[str, str], dict[str, Any]], ...] = (
+    ("qmlook", ("QmCall001", "QmCall002"), {}),
+    ("seek_it", ("x7bKd9Qz2", "y8cLe0Rz3"), {"top": 7}),
+)
+"""Names of a tool, ids of its calls, and arguments behind the word."""
 SCHEMA = "QMSCHEMA"
 TOOLS = [{"type": "function", "function": {
     "name": CALLS[0][0], "description": SCHEMA, "parameters": {
@@ -88,15 +91,16 @@ def schemas(tokenizer: Any) -> Iterator[tuple[str, Sample]]:
 
 
 def _messages(
-    talk: Talk, beginning: str, call: tuple[str, Sequence[str]], content: str | None, as_json: bool
+    talk: Talk, beginning: str, call: tuple[str, Sequence[str], dict[str, Any]],
+    content: str | None, as_json: bool,
 ) -> list[dict[str, Any]]:
-    name, ids = call
+    name, ids, more = call
     left = iter(ids)
     messages: list[dict[str, Any]] = []
     for role, word in talk:
         message: dict[str, Any] = {"role": role, "content": beginning + word}
         if role == "call":
-            arguments = {"query": word}
+            arguments = {"query": word, **more}
             function = {"name": name, "arguments": json.dumps(arguments) if as_json else arguments}
             results = sum(other == "tool" for other, _ in talk)
             message = {"role": "assistant", "content": content, "tool_calls": [

@@ -131,7 +131,9 @@ class ChatTurns:
             if SCHEMA in before:
                 continue
             texts = [before.rstrip(), *(sample.steps[step][2] + word for sample in form)]
-            mark = _shared([self._begun(text) for text in texts])
+            # Special tokens in front may belong to a call, so the start that all agree on counts.
+            rows = zip(*(self._starts(text) for text in texts), strict=False)
+            mark = self._without_bos(max(map(_shared, rows), key=len, default=()))
             if not any(
                 old[: len(mark)] == mark or (of == role and mark[: len(old)] == old)
                 for old, of in self.marks.items()
@@ -141,18 +143,19 @@ class ChatTurns:
 
     def _schema_marks(self, before: str) -> list[tuple[str, tuple[int, ...]]]:
         """The special tokens in front of schemas that have a place of their own."""
-        ids = self._begun(before)
+        starts = self._starts(before)
+        ids = self._without_bos(starts[-1]) if starts else ()
         mark = ids[: max(places(ids, self._special), default=-1) + 1]
         if any(ids[: len(old)] == old or old[: len(mark)] == mark for old in self.marks):
             return []
         return [("system", mark)]
 
-    def _begun(self, text: str) -> tuple[int, ...]:
-        """Ids from where a turn begins: the end of an answer, else the first special token."""
+    def _starts(self, text: str) -> list[tuple[int, ...]]:
+        """Ids from where a turn may begin: an answer's end, else special tokens, last first."""
         ids = self._encode(text)
-        special = places(ids, self._special)
+        special = places(ids, self._special)[::-1]
         ends = [place for place in special if ids[place] == self._end_of_answer]
-        return self._without_bos(ids[(ends[-1:] or special[:1] or [len(ids)])[0] :])
+        return [tuple(ids[start:]) for start in ends[:1] or special]
 
     def _set(self, marks: dict[tuple[int, ...], str]) -> None:
         self.marks, self._by_first = {}, {}
@@ -186,7 +189,7 @@ def places(token_ids: Sequence[int], wanted: Container[int]) -> list[int]:
     return list(compress(range(len(token_ids)), map(wanted.__contains__, token_ids)))
 
 
-def _shared(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def _shared(rows: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     """What all rows begin with."""
     first, shared = rows[0], 0
     while shared < min(map(len, rows)) and all(row[shared] == first[shared] for row in rows):
