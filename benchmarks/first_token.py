@@ -1,13 +1,13 @@
-"""Time to first token by the prompt's length: plain vLLM against both deliveries of KV and the default.
+"""Time to first token by the prompt's length: plain vLLM, both deliveries of KV, the default.
 
     python benchmarks/first_token.py --json first_token.json
     python benchmarks/first_token.py --lengths 512,2048 --runs 5 --answer 8
 
 The engines are those of ``turns.py``: plain, in-model, native and ``auto``, the default, each in a
-process of its own, with prefix caching. Each prompt is new, random, and alone. Runs take turns and rotate; ``ttft / plain``
-is the median of own / plain of the same run, ``spread`` its lowest and highest. TTFT is the wall
-time from adding a request to its first token, of an answer of ``--answer`` tokens; ``answer /
-plain`` compares the whole request.
+process of its own, with prefix caching. Each prompt is new, random, and alone. Runs take turns and
+rotate; ``ttft / plain`` is the median of own / plain of the same run, ``lowest``, ``highest`` its
+range. TTFT is the wall time from adding a request to its first token, of an answer of ``--answer``
+tokens; ``answer / plain`` compares the whole request.
 
 The aim of ``delivery="auto"`` is 1.03 or less at every length.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from setting import Child, common_options, fill_in, report
-from turns import Session, demand_all_compressed, start_ways
+from turns import Session, demand_all_compressed, start_ways, ways_option
 
 
 def measure(
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--lengths", default="256,512,1024,2048,4096")
     parser.add_argument("--answer", type=int, default=16, help="tokens, at least 2")
     parser.add_argument("--runs", type=int, default=3)
+    ways_option(parser)
     parser.add_argument("--chunk", type=int, default=2048, help="prompt tokens of one step")
     parser.add_argument("--kv-gib", type=float, default=1.0, help="KV cache of each engine, GiB")
     common_options(parser)

@@ -12,11 +12,11 @@ answers are not appended. A scenario ends before the first prompt that does not 
 Four ways to serve them, each an engine in a process of its own with equal settings, prefix caching
 and a KV cache of equal bytes. ``plain``: without the plug-in. ``in-model``: delivery "inject": the
 plug-in runs the model's lower layers over each whole prompt. ``native``: delivery "native": vLLM
-prefills the prompt and finds in its prefix cache what earlier prompts left there. ``auto``: the default, which chooses
-between them for each prompt, or leaves it as it is. The ways take
-turns at each repetition of a scenario, and their order rotates. Prompts are random ids, new ones in
-each repetition, which therefore shares nothing with the one before. A chat continues with the
-answers of its own engine, which all have ``--answer`` tokens.
+prefills the prompt and finds in its prefix cache what earlier prompts left there. ``auto``: the
+default, which chooses between them for each prompt, or leaves it as it is. The ways take turns at
+each repetition of a scenario, and their order rotates. Prompts are random ids, new ones in each
+repetition, which therefore shares nothing with the one before. A chat continues with the answers of
+its own engine, which all have ``--answer`` tokens.
 
 TTFT is the wall time from adding a request to its first token; ``ttft_sum_s`` adds up all prompts
 of a scenario, ``later_ttft_s`` is the median of those after the first. ``times_plain`` is the
@@ -221,11 +221,17 @@ def options_of(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20, help="of an agent, as many as fit")
     parser.add_argument("--step-tokens", type=int, default=800, help="that each step appends")
     parser.add_argument("--runs", type=int, default=3, help="repetitions")
+    ways_option(parser)
     parser.add_argument("--warm-up", type=int, default=1024, help="tokens of a first prompt, "
                         "which is not counted")
     parser.add_argument("--max-model-len", type=int, default=8192)
     parser.add_argument("--chunk", type=int, default=2048, help="prompt tokens of one step")
     parser.add_argument("--kv-gib", type=float, default=1.0, help="KV cache of each engine, GiB")
+
+
+def ways_option(parser: argparse.ArgumentParser) -> None:
+    """Which engines are compared; ``plain`` is always one of them."""
+    parser.add_argument("--ways", default=",".join(WAYS), help="plain and some of the others")
 
 
 def start_ways(
@@ -249,7 +255,7 @@ def start_ways(
         way: Child(
             serve, args.model, None if own is None else {**common, **own}, options, args.answer
         )
-        for way, own in WAYS.items()
+        for way, own in WAYS.items() if way in args.ways.split(",")
     }
     vocabulary = json.loads((Path(args.model) / "config.json").read_text())["vocab_size"]
     return options, children, vocabulary

@@ -12,7 +12,7 @@ CONNECTOR_MODULE = "qm_vllm.engine.connector"
 CONNECTOR_NAME = "QuickMergeConnector"
 WORKER_CLASS = "qm_vllm.engine.worker.QuickMergeWorker"
 SCHEDULER = "qm_vllm_patches.scheduler.make_scheduler"
-MIDDLEWARE = "qm_vllm.http_options.RefuseBadOptions"
+MIDDLEWARE = ("qm_vllm.http_options.RefuseBadOptions", "qm_vllm.http_reports.AddReports")
 
 
 def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:
 
 
 def engine_cli_args(config: QuickMergeConfig | None = None) -> list[str]:
-    """The same as flags of ``vllm serve``, with HTTP 400 for bad options of a request."""
+    """The same as flags of ``vllm serve``, with HTTP 400 for bad options of a request and a
+    report in every answer."""
     arguments = engine_args(config)
     return [
         "--kv-transfer-config",
@@ -43,6 +44,5 @@ def engine_cli_args(config: QuickMergeConfig | None = None) -> list[str]:
         arguments["worker_cls"],
         "--scheduler-cls",
         arguments["scheduler_cls"],
-        "--middleware",
-        MIDDLEWARE,
+        *(part for one in MIDDLEWARE for part in ("--middleware", one)),
     ]

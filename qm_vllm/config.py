@@ -20,7 +20,7 @@ GROUPINGS = ("contiguous", "knn", "chain")
 MERGES = ("weighted", "select", "mean")
 DELIVERIES = ("auto", "inject", "native", "prefill")
 POSITIONS = ("source", "compact")
-ROLES = ("system", "user", "assistant", "last_user")
+ROLES = ("system", "user", "assistant", "tool", "last_user")
 
 REQUEST, RESEARCH, ENGINE = Setter.REQUEST, Setter.RESEARCH, Setter.ENGINE
 DEFAULT_RATIO = 0.4
@@ -100,8 +100,8 @@ class QuickMergeConfig:
     )
     keep_roles: str | tuple[str, ...] = option(
         "auto", check=partial(checks.some_or_auto, allowed=ROLES), by=REQUEST, form=Form.NAMES,
-        help=f"Turns of a chat that stay whole: some of {', '.join(ROLES)}; none; auto: system "
-             "and last_user, unless these take more than half of the budget",
+        help=f"Turns of a chat that stay whole: some of {', '.join(ROLES)} (not a tool's); none; "
+             "auto: system and last_user, unless these take more than half of the budget",
     )
 
     # --- stage 1: saliency -------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 from qm_vllm.client_rules import ClientRules
 from qm_vllm.config import ConfigError
 from qm_vllm.reports import REPORT_KEY
-from qm_vllm.request_options import check_ranges, parse_request_args
+from qm_vllm.request_options import PREFIX, check_ranges, parse_request_args
 from qm_vllm_patches.server import served_engine
 
 MARKS = re.compile(rb"qm_|quickmerge|\\u00[2-7]|\0")
@@ -28,6 +28,18 @@ PROMPT_FIELDS = (
     "continue_final_message", "chat_template", "chat_template_kwargs", "tools",
 )
 """What decides the tokens of a request: the fields that ``/tokenize`` gets of it."""
+
+MESSAGES = "/v1/messages"
+COUNTS = {MESSAGES: ("/v1/messages/count_tokens", "input_tokens")}
+"""Where the server itself counts an endpoint's prompt, and the field of the answer; else
+``/tokenize`` does."""
+MESSAGES_FIELDS = ("model", "messages", "system", "tools", "tool_choice", "thinking")
+
+NO_PLACE = ("extra_body", "chat_template_kwargs")
+"""Fields in which clients put our options by mistake: vLLM would pass over them in silence."""
+
+MOST_NAME = 64
+"""Characters of an unknown field's name that an error repeats."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -57,7 +69,7 @@ class RefuseBadOptions:
         body = b"".join(message.get("body", b"") for message in messages)
         problem = await self._problem(scope, body)
         if problem is not None:
-            await _refuse(send, problem)
+            await _refuse(send, problem, scope.get("path", ""))
             return
 
         async def again() -> Message:
@@ -71,6 +83,7 @@ class RefuseBadOptions:
             return None
         content = _content(body)
         try:
+            _refuse_misplaced(content)
             for given in _options(content):
                 config = self._rules_of(scope).request(given)
                 if "protect_ranges" in given:
@@ -91,6 +104,8 @@ class RefuseBadOptions:
 
     async def _lengths(self, scope: Any, content: dict[str, Any]) -> AsyncIterator[int]:
         """Tokens of each prompt or of the conversation, as far as the server says."""
+        if "input" in content and "messages" not in content:
+            content = _conversation(content)
         prompts = content.get("prompt")
         if not (isinstance(prompts, list) and prompts and isinstance(prompts[0], (str, list))):
             prompts = [prompts]
@@ -104,12 +119,14 @@ class RefuseBadOptions:
 
     async def _count(self, scope: Any, content: dict[str, Any]) -> int | None:
         """Tokens of one prompt or conversation; None if the server does not say."""
-        wanted = {name: content[name] for name in PROMPT_FIELDS if content.get(name) is not None}
+        path, field = COUNTS.get(scope.get("path", ""), ("/tokenize", "count"))
+        fields = PROMPT_FIELDS if path == "/tokenize" else MESSAGES_FIELDS
+        wanted = {name: content[name] for name in fields if content.get(name) is not None}
         body = json.dumps(wanted).encode()
         own = (b"content-length", b"content-type", b"transfer-encoding")
         headers = [pair for pair in scope["headers"] if pair[0].lower() not in own]
         headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        inner = {**scope, "path": "/tokenize", "raw_path": b"/tokenize", "headers": headers,
+        inner = {**scope, "path": path, "raw_path": path.encode(), "headers": headers,
                  "query_string": b"", "state": dict(scope.get("state") or {})}
         told: list[Message] = []
         unread = [body]
@@ -126,7 +143,7 @@ class RefuseBadOptions:
         if not told or told[0].get("status") != 200:
             return None
         answer = json.loads(b"".join(message.get("body", b"") for message in told))
-        return int(answer["count"])
+        return int(answer[field])
 
 
 def _content(body: bytes) -> dict[str, Any]:
@@ -136,6 +153,41 @@ def _content(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _conversation(content: dict[str, Any]) -> dict[str, Any]:
+    """A request for ``/v1/responses`` as one for a chat: ``instructions`` and ``input``."""
+    given, told = content["input"], content.get("instructions")
+    messages = [{"role": "system", "content": told}] if isinstance(told, str) else []
+    if isinstance(given, str):
+        messages.append({"role": "user", "content": given})
+    elif isinstance(given, list):
+        messages += [one for one in given if isinstance(one, dict) and "role" in one]
+    return {**content, "messages": messages}
+
+
+def _refuse_misplaced(content: dict[str, Any]) -> None:
+    """Raise ConfigError where one of our options stands where no endpoint reads it."""
+    ours = [name for name in content if name.startswith(PREFIX) or name == REPORT_KEY]
+    found = [(name, "at the top level") for name in ours]
+    for place in NO_PLACE:
+        inside = content.get(place)
+        if isinstance(inside, dict):
+            inner = inside.get("vllm_xargs")
+            names = [*inside, *(inner if isinstance(inner, dict) else ())]
+            found += [(name, f"inside {place}") for name in names if name.startswith(PREFIX)]
+    for whole, where in found:
+        name = whole[:MOST_NAME]
+        if name == REPORT_KEY:
+            raise ConfigError(
+                f'{name} stands at the top level of the request; send "kv_transfer_params": '
+                f'{{"{name}": {{...}}}}'
+            )
+        raise ConfigError(
+            f'{name} stands {where} of the request, where nobody '
+            f'reads it; send "vllm_xargs": {{"{name}": ...}} at the top level (with the OpenAI '
+            f'client: extra_body={{"vllm_xargs": {{"{name}": ...}}}})'
+        )
 
 
 def _options(content: dict[str, Any]) -> list[dict[str, Any]]:
@@ -157,12 +209,15 @@ def _options(content: dict[str, Any]) -> list[dict[str, Any]]:
     return [given for given in found if given]
 
 
-async def _refuse(send: Send, problem: str) -> None:
-    error = {
+async def _refuse(send: Send, problem: str, path: str) -> None:
+    error: dict[str, Any] = {
         "message": f"quickmerge: {problem}", "type": "BadRequestError", "param": "vllm_xargs",
         "code": 400,
     }
-    body = json.dumps({"error": error}).encode()
+    answer: dict[str, Any] = {"error": error}
+    if path == MESSAGES:  # as Anthropic's clients expect it
+        answer = {"type": "error", "error": error | {"type": "invalid_request_error"}}
+    body = json.dumps(answer).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": body})

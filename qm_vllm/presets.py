@@ -10,9 +10,9 @@ from qm_vllm.option_checks import choice
 from qm_vllm.options import Form, Option, Setter
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # A document that is compressed once and asked about later: nothing of a question is known,
-    # so twice as much stays as where it is.
-    "cache": {"query_visible": False, "ratio": 0.5},
+    # Several questions on one document, a request each: vLLM prefills the prompt, so the next one
+    # finds the document in its prefix cache, and what each keeps is chosen for its own question.
+    "cache": {"delivery": "native"},
 }
 """Options by name of the preset, for ``QuickMergeConfig.preset`` and the request option."""
 

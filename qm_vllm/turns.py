@@ -11,8 +11,32 @@ Turn = tuple[str, int, int]
 
 
 def goes_on(turns: Sequence[Turn]) -> bool:
-    """Whether a conversation has been answered before: an answer stands before its last turn."""
+    """Whether a conversation has been answered before: an answer stands before its last turn.
+
+    A call of a tool is an answer, too: what came before it was prefilled when it was made.
+    """
     return any(role == "assistant" for role, _, _ in turns[:-1])
+
+
+def wanted_turns(config: QuickMergeConfig, turns: Sequence[Turn]) -> list[Turn]:
+    """The turns that ``config.keep_roles`` names, in their order, whatever their length.
+
+    "last_user" is the last turn that a person wrote, which in an agent's conversation is the task:
+    results of tools behind it have a role of their own, also where the template shows them as
+    the user's.
+    """
+    wanted = {"system", "last_user"} if config.keep_roles == "auto" else set(config.keep_roles)
+    users = [i for i, (role, _, _) in enumerate(turns) if role == "user"]
+    return [
+        turn for i, turn in enumerate(turns)
+        if turn[0] in wanted or ("last_user" in wanted and users and i == users[-1])
+    ]
+
+
+def room_for_turns(config: QuickMergeConfig, num_tokens: int) -> float:
+    """Tokens that turns may take under "auto": half of the budget of a prompt of N tokens."""
+    room = (config.ratio or config.DEFAULT_RATIO) * num_tokens / 2
+    return room if config.max_kept is None else min(room, config.max_kept / 2)
 
 
 def kept_turns(config: QuickMergeConfig, turns: Sequence[Turn], num_tokens: int) -> list[Turn]:
@@ -25,17 +49,10 @@ def kept_turns(config: QuickMergeConfig, turns: Sequence[Turn], num_tokens: int)
     Args:
         turns: all turns of the prompt in their order. num_tokens: N.
     """
-    wanted = {"system", "last_user"} if config.keep_roles == "auto" else set(config.keep_roles)
-    users = [i for i, (role, _, _) in enumerate(turns) if role == "user"]
-    found = [
-        turn for i, turn in enumerate(turns)
-        if turn[0] in wanted or ("last_user" in wanted and users and i == users[-1])
-    ]
+    found = wanted_turns(config, turns)
     if config.keep_roles != "auto":
         return found
-    room = (config.ratio or config.DEFAULT_RATIO) * num_tokens / 2
-    if config.max_kept is not None:
-        room = min(room, config.max_kept / 2)
+    room = room_for_turns(config, num_tokens)
     kept: list[Turn] = []
     for turn in sorted(found, key=lambda turn: turn[2] - turn[1]):
         room -= turn[2] - turn[1]

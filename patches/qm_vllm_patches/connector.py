@@ -43,11 +43,14 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
     from qm_vllm_patches.scheduler import Shadows, ShadowStep
+    from qm_vllm_patches.true_figures import Teller
 
 
 class SchedulerHalf(Protocol):
     """What the scheduler's process asks; the messages are plain and belong to the two halves."""
 
+    @property
+    def telling(self) -> Teller: ...
     def bind_blocks(self, store: BlockStore) -> None: ...
     def bind_shadows(self, shadows: Shadows) -> None: ...
     def before_step(self) -> None: ...

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
 
 from qm_vllm_patches import first_token
+from qm_vllm_patches.true_figures import TrueFigures
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import KVConnectorBlockState, SchedulerOutput
+    from vllm.v1.metrics.stats import SchedulerStats
 
     from qm_vllm_patches.requests import RequestHandle
 
@@ -136,7 +139,12 @@ class ShadowScheduler:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.shadows = Shadows(self)
-        self._half = bind(self.connector, self.shadows)  # type: ignore[attr-defined]
+        connector = self.connector  # type: ignore[attr-defined]
+        self._half = bind(connector, self.shadows)
+        self._figures = (
+            None if self._half is None
+            else TrueFigures(self, self._half.telling, connector.REPORT)
+        )
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """The connector may add and end shadows before each step."""
@@ -164,6 +172,11 @@ class ShadowScheduler:
         shadows.first -= shadows.ended
         shadows.ended = set()
         self._tell(found, hidden)
+        if self._figures is not None:
+            for each in found.values():
+                for one in each.outputs:
+                    if one.prefill_stats is not None:
+                        self._figures.first_output(one)
         return found
 
     def _tell(
@@ -176,6 +189,8 @@ class ShadowScheduler:
             if shadow is not None:  # when its prompt was begun, and what of it was cached
                 output.events = hidden[shadow].events
                 output.prefill_stats = hidden[shadow].prefill_stats
+            else:
+                output.prefill_stats = PrefillStats()
             # Before the step's own output, which is the next token.
             found.setdefault(request.client_index, EngineCoreOutputs()).outputs.insert(0, output)
         for request in shadows.broken:
@@ -190,6 +205,13 @@ class ShadowScheduler:
         running, waiting = super().get_request_counts()  # type: ignore[misc]
         ours = self.shadows.seats()
         return max(0, running - ours[0]), max(0, waiting - ours[1])
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """Without hits of an external cache: what we bring was computed here."""
+        stats: SchedulerStats | None = super().make_stats(*args, **kwargs)  # type: ignore[misc]
+        if stats is not None and self._figures is not None:
+            stats.connector_prefix_cache_stats = None
+        return stats
 
     def _get_local_prefix_cache_hit(
         self, request: Request

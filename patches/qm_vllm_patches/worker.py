@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from qm_vllm_patches import cpu_seeds
 from qm_vllm_patches.settings import EngineSettings, read_settings
 
 WORKER_BASES = {
@@ -57,6 +58,8 @@ class WorkerHooks:
         config: Any = self.vllm_config  # type: ignore[attr-defined]
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         device: Any = self.device  # type: ignore[attr-defined]
+        if device.type == "cpu":
+            cpu_seeds.mend(runner)
         self.model_loaded(connector, read_settings(config), runner.get_model(), device, runner)
 
 

@@ -9,9 +9,12 @@ from qm_vllm.engine.jobs.worker_side import WorkerSide
 from qm_vllm.engine.metrics import QuickMergePromMetrics, QuickMergeStats
 from qm_vllm.engine.requests.scheduler_side import SchedulerSide
 from qm_vllm.reports import REPORT_KEY
-from qm_vllm_patches import checks
+from qm_vllm_patches import checks, frontend
 from qm_vllm_patches.connector import ConnectorBase
 from qm_vllm_patches.settings import CacheFacts, EngineSettings
+
+# vLLM loads this module in each process of an engine that was started with the plug-in.
+frontend.carry_reports(REPORT_KEY)
 
 
 class QuickMergeConnector(ConnectorBase):

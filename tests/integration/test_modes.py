@@ -150,19 +150,24 @@ def test_sampling_modes_equal_plain_vllm(llm, plain, mode):
     sampling = plain.modes[mode]
     ways = [FULL, {**FULL, "delivery": "prefill"}, KEPT]
     whole, short = plain.answers[mode]
-    if mode == "seed":  # vLLM's CPU engine dies of a seeded prompt that is prefilled in parts
-        got = [ask(llm, [plain.ids], way, **sampling)[0] for way in (FULL, FULL, KEPT)]
-    else:
-        got = ask(llm, [plain.ids] * 3, ways, **sampling)
+    got = ask(llm, [plain.ids] * 3, ways, **sampling)
     others = [plain.answers[other][0].tokens for other in MODES if other != mode]
     assert mode in ("greedy", "logprobs") or whole.tokens not in others
     for mine, want in zip(got, (whole, whole, short), strict=True):
         assert (mine.tokens, mine.text, mine.end) == (want.tokens, want.text, want.end)
-    if mode == "stop":  # the frontend ends the request: vLLM drops what the engine reports
-        assert [mine.report for mine in got] == [None] * 3
-    else:
-        assert [mine.report["status"] for mine in got] == ["compressed"] * 3
-        assert got[2].report["details"]["kept_indices"] == plain.kept
+    assert [mine.report["status"] for mine in got] == ["compressed"] * 3
+    assert got[2].report["details"]["kept_indices"] == plain.kept
+
+
+@pytest.mark.parametrize("way", [{"enabled": False}, {"delivery": "native"}, FULL, None])
+def test_a_seeded_prompt_of_several_steps_is_answered(llm, plain, way):
+    """vLLM's CPU engine would die of it; the draws of unfinished prompts are taken back."""
+    ids, seeded = plain.ids * 2, {"temperature": 0.9, "seed": 5}
+    alone, *together = ask(llm, [ids], way, **seeded) + ask(llm, [ids] * 2, way, **seeded)
+    assert [mine.tokens for mine in together] == [alone.tokens] * 2
+    if way in ({"enabled": False}, FULL):
+        (whole,) = ask(llm, [plain.ids], {"enabled": False}, **seeded)
+        assert whole.tokens == plain.answers["seed"][0].tokens
 
 
 def test_rules_hold_for_injected_prompts(llm, plain):

@@ -52,10 +52,11 @@ def test_serve_puts_our_flags_before_the_users():
     assert arguments[:3] == ["serve", "m", "--kv-transfer-config"]
     transfer = json.loads(arguments[3])
     assert transfer["kv_connector_extra_config"]["quickmerge"]["ratio"] == 0.3
-    assert arguments[4:10] == [
+    assert arguments[4:12] == [
         "--worker-cls", "qm_vllm.engine.worker.QuickMergeWorker",
         "--scheduler-cls", "qm_vllm_patches.scheduler.make_scheduler",
         "--middleware", "qm_vllm.http_options.RefuseBadOptions",
+        "--middleware", "qm_vllm.http_reports.AddReports",
     ]
     assert arguments[-2:] == ["--port", "8001"]
 
@@ -178,13 +179,13 @@ def test_generate_goes_on_where_it_stopped(run, tmp_path, monkeypatch):
 def test_a_configuration_takes_only_what_was_given():
     assert configuration(ratio=None, min_tokens=9) == QuickMergeConfig(min_tokens=9)
     assert configuration("cache", ratio=None) == QuickMergeConfig.preset("cache")
-    assert configuration("cache", alpha=0.2) == QuickMergeConfig(query_visible=False, alpha=0.2)
+    assert configuration("cache", alpha=0.2) == QuickMergeConfig(delivery="native", alpha=0.2)
 
 
 def test_options_of_the_server_reach_the_engine(run):
     result = run("serve", "m", "--preset", "cache", "--max-error", "0.4", "--show-arguments")
     assert result.exit_code == 0, result.output
-    assert '"query_visible": false' in result.output
+    assert '"delivery": "native"' in result.output
     assert '"max_error": 0.4' in result.output
     assert '"ratio": null' in result.output
     assert "preset='x' is unknown; allowed: cache" in run("serve", "m", "--preset", "x").output

@@ -129,9 +129,10 @@ def test_override_replaces_the_whole_budget():
 
 def test_presets_stand_under_what_is_said_beside_them():
     preset = QuickMergeConfig.preset("cache")
-    assert (preset.query_visible, preset.ratio) == (False, 0.5)
+    assert preset == QuickMergeConfig(delivery="native")
     assert QuickMergeConfig.preset("cache", max_kept=300).ratio is None
-    assert QuickMergeConfig(alpha=0.4).override({"preset": "cache"}) == preset
+    assert QuickMergeConfig(delivery="inject").override({"preset": "cache"}) == preset
+    assert QuickMergeConfig.preset("cache", delivery="auto") == QuickMergeConfig()
     assert QuickMergeConfig().override({"preset": "cache", "ratio": 0.3}).ratio == 0.3
     assert parse_request_args(request_args(preset="cache")) == {"preset": "cache"}
     for use in (QuickMergeConfig.preset, lambda name: request_args(preset=name)):

@@ -70,6 +70,23 @@ def test_bad_options_are_refused_with_the_field(content, words, parts):
     assert seen == b""
 
 
+@pytest.mark.parametrize(("content", "where", "words"), [
+    ({"qm_ratio": 0.3}, "qm_ratio stands at the top level", '"vllm_xargs": {"qm_ratio": ...}'),
+    ({"quickmerge": {"ratio": 0.3}}, "quickmerge stands at the top level", "kv_transfer_params"),
+    ({"extra_body": {"qm_ratio": 0.3}}, "qm_ratio stands inside extra_body", "at the top level"),
+    ({"extra_body": {"vllm_xargs": {"qm_ratio": 0.3}}}, "inside extra_body", "extra_body="),
+    ({"chat_template_kwargs": {"qm_enabled": 0}}, "inside chat_template_kwargs", "vllm_xargs"),
+    ({"qm_" + "x" * 100_000: 1, "vllm_xargs": {"qm_ratio": 0.3}}, "at the top level", "qm_xxx"),
+])
+def test_options_in_the_wrong_place_are_not_passed_over(content, where, words):
+    status, answer, seen = ask(body(**content))
+    assert (status, seen) == (400, b"")
+    said = answer["error"]["message"]
+    assert where in said
+    assert words in said
+    assert len(said) < 700
+
+
 @pytest.mark.parametrize("content", [
     {}, {"vllm_xargs": {"qm_ratio": 0.3, "other": "x"}}, {"vllm_xargs": None},
     {"vllm_xargs": {"qm_preset": "cache"}}, {"prompt": "say qm_ratio and quickmerge"},
@@ -181,20 +198,21 @@ def test_too_many_ranges_are_refused():
     assert "protect_ranges has 100000 ranges; at most 1000" in answer["error"]["message"]
 
 
-def ask_server(content: dict, *, tokenize_status: int = 200):
+def ask_server(content: dict, *, tokenize_status: int = 200, path: str = "/v1/completions"):
     """Status and message for a request to a server that counts words as tokens."""
     asked, sent = [], []
 
     async def app(scope, receive, send):
         message = await receive()
         asked.append((scope["path"], json.loads(message["body"])))
-        if scope["path"] != "/tokenize":
+        if scope["path"] not in ("/tokenize", "/v1/messages/count_tokens"):
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b"{}"})
             return
         inner = asked[-1][1]
         text = inner.get("prompt") or " ".join(m["content"] for m in inner["messages"])
-        answer = json.dumps({"count": len(text.split())}).encode()
+        count = len(f"{inner.get('system', '')} {text}".split())
+        answer = json.dumps({"count": count, "input_tokens": count}).encode()
         await send({"type": "http.response.start", "status": tokenize_status, "headers": []})
         await send({"type": "http.response.body", "body": answer})
 
@@ -207,7 +225,7 @@ def ask_server(content: dict, *, tokenize_status: int = 200):
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/v1/completions",
+        "type": "http", "method": "POST", "path": path,
         "headers": [(b"authorization", b"Bearer x"), (b"content-length", b"1")],
     }
     asyncio.run(RefuseBadOptions(app)(scope, receive, send))
@@ -231,6 +249,22 @@ def test_ranges_outside_the_prompt_are_refused(content):
     status, _, asked = ask_server(content | {"vllm_xargs": inside})
     assert status == 200
     assert asked[-1] == ("/v1/completions", json.loads(body(**content, vllm_xargs=inside)))
+
+
+@pytest.mark.parametrize(("path", "content"), [
+    ("/v1/responses", {"input": "two three", "instructions": "one"}),
+    ("/v1/responses", {"input": [{"role": "user", "content": "one two three"}, {"type": "x"}]}),
+    ("/v1/messages", {"system": "one", "messages": [{"role": "user", "content": "two three"}]}),
+])
+def test_ranges_are_measured_at_every_endpoint(path, content):
+    inside, outside = ({"qm_protect_ranges": f"[[1, {stop}]]"} for stop in (3, 4))
+    status, answer, _ = ask_server(content | {"vllm_xargs": outside}, path=path)
+    assert status == 400
+    assert "but the prompt has 3 tokens" in answer["error"]["message"]
+    assert answer.get("type") == ("error" if path == "/v1/messages" else None)
+    status, _, asked = ask_server(content | {"vllm_xargs": inside}, path=path)
+    assert status == 200
+    assert asked[-1][0] == path
 
 
 def test_a_server_that_does_not_count_is_not_asked_to_refuse():

@@ -190,6 +190,7 @@ def _of_the_language() -> set[str]:
     """Attributes of Python's own types, of torch and of the modules that the room imports."""
     import argparse
     import dis
+    import functools
     import hashlib
     import inspect
     import logging
@@ -201,7 +202,7 @@ def _of_the_language() -> set[str]:
         torch.nn.Module(), torch.nn.functional, torch.distributed, torch.ops,
         argparse, argparse.ArgumentParser, inspect, re,
         inspect.Parameter, inspect.Signature, logging, logging.Logger, importlib, property,
-        hashlib, hashlib.sha256(), dis, dis.Instruction,
+        hashlib, hashlib.sha256(), dis, dis.Instruction, functools, torch.Generator,
         type,
     ]
     names = {name for holder in holders for name in dir(holder)}

@@ -90,7 +90,7 @@ class NativeRuns:
                 for one that gets its first token from it.
         """
         assert self.shadows is not None
-        tracked = min(users, key=lambda one: not one.arrival.first)
+        tracked = min(users, key=lambda one: (not one.arrival.first, not one.leads))
         user = tracked.arrival.request_id
         shadow = f"{user}|qm_vllm|{spec.id}"
         self.runs[spec.id] = Run(spec.id, spec, shadow, user, tracked.arrival.first_shared)

@@ -17,7 +17,7 @@ from qm_vllm.engine.requests.job_board import Demand
 from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm.layers import resolve_layers
 from qm_vllm.request_options import check_ranges, parse_request_args
-from qm_vllm.turns import goes_on, kept_turns
+from qm_vllm.turns import Turn, goes_on, kept_turns, wanted_turns
 from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.requests import Arrival
 
@@ -54,12 +54,14 @@ class RequestPlan:
         demand: what the job needs.
         protected: positions that stay whatever their score.
         asked: positions that the budget allows, or the most that it can.
+        crowded_out: turns that keep_roles wanted whole and that were too long for it.
     """
 
     spec: JobSpec
     demand: Demand
     protected: int
     asked: int
+    crowded_out: tuple[Turn, ...] = ()
 
     @property
     def config(self) -> QuickMergeConfig:
@@ -87,13 +89,13 @@ def plan_request(
         depth, score_layers = _layers(config, facts)
         if not facts.has_adapter and config.delivery != "native":
             config = without_layers(config)
-        spec, protected = _spec(arrival, config, depth, score_layers, facts)
+        spec, protected, crowded_out = _spec(arrival, config, depth, score_layers, facts)
         asked = bound_kept(config, arrival.tokens)
         demand = _demand(spec, protected, facts)
     except ConfigError as error:
         raise Untouched("invalid_option", f"invalid option: {error}") from error
     _fit(demand, arrival.tokens, room)
-    return RequestPlan(spec, demand, protected, asked)
+    return RequestPlan(spec, demand, protected, asked, crowded_out)
 
 
 def plan_or_reason(
@@ -214,8 +216,8 @@ def _layers(config: QuickMergeConfig, facts: EngineFacts) -> tuple[int, tuple[in
 def _spec(
     arrival: Arrival, config: QuickMergeConfig, depth: int, score_layers: tuple[int, int],
     facts: EngineFacts,
-) -> tuple[JobSpec, int]:
-    """The job, and how many positions it protects."""
+) -> tuple[JobSpec, int, tuple[Turn, ...]]:
+    """The job, how many positions it protects, and turns that were too long to be protected."""
     ids = arrival.token_ids
     assert ids is not None
     block_size = None if config.delivery == "prefill" else facts.block_size
@@ -245,7 +247,7 @@ def _spec(
         score_layers=score_layers, special_positions=special, block_size=block_size, turns=turns,
         group_blocks=tuple(own),
     )
-    return spec, protects
+    return spec, protects, tuple(turn for turn in wanted_turns(config, chat) if turn not in turns)
 
 
 def _demand(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:

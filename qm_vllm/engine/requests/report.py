@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.requests.memo import Outcome
 from qm_vllm.engine.requests.planning import RequestPlan
 from qm_vllm.engine.requests.tracked import Tracked
+from qm_vllm.turns import room_for_turns
 
 
 def report_of(tracked: Tracked, num_blocks: int, facts: EngineFacts) -> dict[str, Any]:
@@ -75,12 +77,24 @@ def compressed_report(
         "first_token": "prompt" if begun else "kept",
         **outcome.figures,
     }
-    notes = [*notes, *_crowded(plan, kept, source_tokens)]
+    notes = [*notes, *_crowded_out(plan, outcome, source_tokens)]
+    notes += _crowded(plan, kept, source_tokens)
     if notes:
         report["notes"] = notes
     if details is not None:
         report["details"] = details
     return report
+
+
+def _crowded_out(plan: RequestPlan, outcome: Outcome, source_tokens: int) -> list[str]:
+    """A sentence for each turn that ``keep_roles="auto"`` wanted whole and did not get."""
+    room = int(room_for_turns(plan.config, source_tokens))
+    return [
+        f"the {'last user' if role == 'user' else role} turn ({end - start} tokens) did not stay "
+        f"whole: turns that do may take half of the budget, {room} tokens, together"
+        for role, start, end in plan.crowded_out
+        if bisect_left(outcome.kept, end) - bisect_left(outcome.kept, start) < end - start
+    ]
 
 
 def _crowded(plan: RequestPlan, kept: int, source_tokens: int) -> list[str]:

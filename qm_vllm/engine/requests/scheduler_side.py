@@ -24,6 +24,7 @@ from qm_vllm.engine.requests.planning import Room, plan_or_reason
 from qm_vllm.engine.requests.report import report_of
 from qm_vllm.engine.requests.starting import told, warn
 from qm_vllm.engine.requests.tally import Tally
+from qm_vllm.engine.requests.telling import Telling
 from qm_vllm.engine.requests.tracked import Tracked, chained_salt
 from qm_vllm.engine.untouched import Untouched
 from qm_vllm_patches.log import get_logger
@@ -48,6 +49,7 @@ class SchedulerSide:
         )
         self.store: Store | None = None
         self.tracked: dict[str, Tracked] = {}
+        self.telling = Telling(self.tracked, facts)
         self.copies: list[BlockCopy] = []
         self.served: list[tuple[str, str]] = []
         self.tally = Tally()
@@ -97,7 +99,8 @@ class SchedulerSide:
         assert tracked.plan is not None
         # The scheduler turns "ask again later" into "prefill everything" under this flag.
         tracked.arrival.handle.skips_cache = False
-        self.board.join(tracked.plan.spec, tracked.plan.demand, tracked.arrival.request_id)
+        entry = self.board.join(tracked.plan.spec, tracked.plan.demand, tracked.arrival.request_id)
+        tracked.leads = len(entry.users) == 1
 
     # --- prompts that vLLM prefills ---------------------------------------------------------
     def before_step(self) -> None:
@@ -139,11 +142,10 @@ class SchedulerSide:
             self._ended(entry, result, first)
 
     def _ended(self, entry: BoardEntry, result: JobResult, first: int | None) -> None:
-        key = entry.spec.key
         self.tally.job(None if result.error else float(result.figures["seconds"]))
         outcome = None if result.error else Outcome.of(result, first)
         if outcome is not None:
-            self.memo.put(key, outcome)
+            self.memo.put(entry.spec.key, outcome)
         for tracked in self._users(entry):
             served = tracked.prefills
             if outcome is None:
@@ -158,7 +160,7 @@ class SchedulerSide:
             if served:
                 entry.users.discard(tracked.arrival.request_id)
         if not entry.users:
-            self.board.drop(key)
+            self.board.drop(entry.spec.key)
             return
         if self.store is not None and entry.blocks:
             handle = self._users(entry)[0].arrival.handle
@@ -209,9 +211,7 @@ class SchedulerSide:
         entry = self.board.join(spec, tracked.plan.demand, request_id, urgent=True)
         return missing if entry.done else None
 
-    def allocated(
-        self, request_id: str, blocks: Sequence[list[int]], external: int
-    ) -> None:
+    def allocated(self, request_id: str, blocks: Sequence[list[int]], external: int) -> None:
         """Blocks were given: plan the copy of the positions that vLLM counts as ours."""
         tracked = self.tracked.get(request_id)
         if tracked is None:
@@ -270,7 +270,7 @@ class SchedulerSide:
             return {}
         if tracked.plan is not None:
             self.board.leave(tracked.plan.spec.key, request_id)
-        if tracked.outcome is None and tracked.reason is None:
+        if tracked.pending:
             self.tally.untouched("ended")
         return report_of(tracked, num_blocks, self.facts)
 

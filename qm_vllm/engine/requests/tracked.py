@@ -19,6 +19,7 @@ class Tracked:
     Attributes:
         reason: why it is untouched; None while pending or compressed.
         begun: the first token of its answer, if it was sampled over the whole prompt.
+        leads: its job was begun for it; others that wait for the job share what it computes.
         skipped_cache: it did not want the prefix cache to be read.
         allocated: it has got blocks, so its prompt can no longer change.
         stalls: how often its result was dropped because nothing moved.
@@ -31,6 +32,7 @@ class Tracked:
     outcome: Outcome | None = None
     details: dict[str, Any] | None = None
     cached: bool = False
+    leads: bool = False
     begun: list[int] = field(default_factory=list)
     skipped_cache: bool = False
     allocated: bool = False

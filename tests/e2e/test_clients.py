@@ -1,0 +1,135 @@
+"""The OpenAI and the Anthropic client against our server, as their users call them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import anthropic
+import openai
+import pytest
+
+from qm_vllm.assets.essay import demo_document
+from qm_vllm_eval.serving import soak
+from qm_vllm_eval.serving.server import Server
+
+pytestmark = pytest.mark.e2e
+FLAGS = (
+    *soak.FLAGS, "--served-model-name", "smol", "--num-gpu-blocks-override", "200",
+    "--enable-auto-tool-choice", "--tool-call-parser", "pythonic",
+    # A random model would write spaces for ever.
+    "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
+)
+QUARTER = {"vllm_xargs": {"qm_ratio": 0.25}}
+TEXT = " ".join(demo_document().text.split()[:700])
+MESSAGES = [{"role": "user", "content": TEXT}]
+TOOL = {
+    "name": "look_up",
+    "description": "Looks a word up.",
+    "parameters": {
+        "type": "object", "properties": {"word": {"type": "string", "maxLength": 6}},
+        "required": ["word"], "additionalProperties": False,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_chat, tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with Server([str(tiny_chat), *FLAGS], log) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
+
+
+def told(answer) -> dict | None:
+    """The report in an answer, an event or a part of it."""
+    return (answer.model_extra.get("kv_transfer_params") or {}).get("quickmerge")
+
+
+def test_openai_chat(client):
+    common = {"model": "smol", "messages": MESSAGES, "max_tokens": 6, "temperature": 0}
+    whole = client.chat.completions.create(**common, extra_body=QUARTER)
+    report = told(whole)
+    assert report["status"] == "compressed"
+    assert report["ratio"] <= 0.25
+    assert whole.usage.prompt_tokens == report["source_tokens"]
+    parts = list(client.chat.completions.create(**common, extra_body=QUARTER, stream=True))
+    assert [told(one)["kept_tokens"] for one in parts if told(one)] == [report["kept_tokens"]]
+    assert told(parts[-1]), "the last event is the one with the reason"
+    text = "".join(one.choices[0].delta.content or "" for one in parts if one.choices)
+    assert text == whole.choices[0].message.content
+
+
+def test_openai_async_chats_at_once(server):
+    async def all_at_once():
+        async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none") as own:
+            async def ask(number: int):
+                stream = await own.chat.completions.create(
+                    model="smol", max_tokens=5, stream=True,
+                    messages=[{"role": "user", "content": f"{number} {TEXT}"}],
+                    extra_body={"vllm_xargs": {"qm_ratio": number / 10}},
+                )
+                return [told(one) async for one in stream if told(one)]
+
+            return await asyncio.gather(*map(ask, (1, 3, 5, 7)))
+
+    ratios = [reports[0]["ratio"] for reports in asyncio.run(all_at_once())]
+    assert all(seen <= want for seen, want in zip(ratios, (0.1, 0.3, 0.5, 0.7), strict=True))
+    assert ratios == sorted(ratios)
+
+
+def test_openai_completions_and_responses(client):
+    listed = client.completions.create(
+        model="smol", prompt=[TEXT, TEXT + " More."], max_tokens=3, extra_body=QUARTER,
+    )
+    reports = listed.model_extra["kv_transfer_params"]["quickmerge_prompts"]
+    assert [one["status"] for one in reports] == ["compressed"] * 2
+    common = {"model": "smol", "input": TEXT, "instructions": "Be short.", "max_output_tokens": 4}
+    whole = client.responses.create(**common, extra_body=QUARTER)
+    assert told(whole)["ratio"] <= 0.25
+    last = list(client.responses.create(**common, extra_body=QUARTER, stream=True))[-1]
+    assert told(last.response)["source_tokens"] == told(whole)["source_tokens"]
+
+
+def test_openai_tools_and_schemas(client):
+    common = {"model": "smol", "messages": MESSAGES, "max_tokens": 60, "temperature": 0}
+    chosen = client.chat.completions.create(
+        **common, tools=[{"type": "function", "function": TOOL}],
+        tool_choice={"type": "function", "function": {"name": "look_up"}},
+    )
+    (call,) = chosen.choices[0].message.tool_calls
+    assert call.function.name == "look_up"
+    assert set(json.loads(call.function.arguments)) == {"word"}
+    assert told(chosen)["status"] == "compressed"
+    form = {"type": "json_schema", "json_schema": {"name": "w", "schema": TOOL["parameters"]}}
+    parts = list(client.chat.completions.create(**common, response_format=form, stream=True))
+    text = "".join(one.choices[0].delta.content or "" for one in parts if one.choices)
+    assert set(json.loads(text)) == {"word"}
+    assert [told(one)["status"] for one in parts if told(one)] == ["compressed"]
+
+
+@pytest.mark.parametrize(("extra", "words"), [
+    ({"qm_ratio": 0.3}, "qm_ratio stands at the top level"),
+    ({"vllm_xargs": {"qm_ratio": 3}}, "ratio=3 must be"),
+])
+def test_clients_raise_what_the_server_refuses(client, server, extra, words):
+    with pytest.raises(openai.BadRequestError, match=words):
+        client.chat.completions.create(model="smol", messages=MESSAGES, extra_body=extra)
+    own = anthropic.Anthropic(base_url=server.address, api_key="none", max_retries=0)
+    with pytest.raises(anthropic.BadRequestError, match=words):
+        own.messages.create(model="smol", max_tokens=4, messages=MESSAGES, extra_body=extra)
+
+
+def test_anthropic_messages(server):
+    own = anthropic.Anthropic(base_url=server.address, api_key="none", max_retries=0)
+    common = {"model": "smol", "max_tokens": 6, "system": "Be short.", "messages": MESSAGES}
+    whole = own.messages.create(**common, extra_body=QUARTER)
+    report = told(whole)
+    assert report["ratio"] <= 0.25
+    with own.messages.create(**common, extra_body=QUARTER, stream=True) as events:
+        reports = [told(event) for event in events if told(event)]
+    assert [one["kept_tokens"] for one in reports] == [report["kept_tokens"]]
