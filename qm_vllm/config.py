@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 from qm_vllm import option_checks as checks
+from qm_vllm import options as declared
 from qm_vllm.option_checks import ConfigError as ConfigError
-from qm_vllm.options import Form, Option, Setter, declared_options, known, option
+from qm_vllm.options import Form, Option, Setter, option
 from qm_vllm.presets import with_preset
 
 SALIENCIES = ("auto", "query", "entropy", "norm", "ned")
@@ -22,7 +23,7 @@ DELIVERIES = ("auto", "inject", "native", "prefill")
 POSITIONS = ("source", "compact")
 ROLES = ("system", "user", "assistant", "tool", "last_user")
 
-REQUEST, RESEARCH, ENGINE = Setter.REQUEST, Setter.RESEARCH, Setter.ENGINE
+REQUEST, RESEARCH = Setter.REQUEST, Setter.RESEARCH
 DEFAULT_RATIO = 0.4
 
 
@@ -108,12 +109,17 @@ class QuickMergeConfig:
     saliency: str = option(
         "auto", check=partial(checks.choice, allowed=SALIENCIES), by=RESEARCH,
         help=f"What scores a token: {', '.join(SALIENCIES[1:])}; auto: query, or entropy if "
-             "query_visible is false",
+             "query_visible is false and there is no hint",
     )
     query_visible: bool = option(
         True, check=checks.boolean, by=REQUEST, flags="--query-visible/--query-blind",
         help="Whether the choice may look at the end of the prompt (the question); false for "
              "documents that are compressed once and asked about later",
+    )
+    hint: str | None = option(
+        None, check=checks.hint, by=REQUEST,
+        help="What will be asked of the prompt, at most 1,024 characters: it steers what stays "
+             "and is no part of the prompt; with query_visible false it alone looks",
     )
     encoder_layers: int | None = option(
         None, check=partial(checks.integer, low=1), by=RESEARCH,
@@ -234,7 +240,7 @@ class QuickMergeConfig:
         """The score in use once "auto" is resolved."""
         if self.saliency != "auto":
             return self.saliency
-        return "query" if self.query_visible else "entropy"
+        return "query" if self.query_visible or self.hint else "entropy"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_dict` reads it back."""
@@ -248,7 +254,7 @@ class QuickMergeConfig:
         Raises:
             ConfigError: a name is unknown or a value impossible.
         """
-        return cls(**known(values, OPTIONS))
+        return cls(**declared.known(values, OPTIONS))
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> QuickMergeConfig:
@@ -275,10 +281,7 @@ class QuickMergeConfig:
             values = with_preset(values.pop("preset"), values, self.BUDGET_FIELDS)
         if not values:
             return self
-        for name in values:
-            if name in OPTIONS and name not in self.REQUEST_FIELDS:
-                raise ConfigError(f"{name} is fixed when the engine starts; leave it out")
-        changes = dict(known(values, self.REQUEST_FIELDS))
+        changes = dict(declared.named_by_request(values, OPTIONS))
         if any(name in changes for name in self.BUDGET_FIELDS):
             for name in self.BUDGET_FIELDS:
                 changes.setdefault(name, None)
@@ -290,11 +293,7 @@ class QuickMergeConfig:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-OPTIONS: dict[str, Option] = declared_options(QuickMergeConfig)
+OPTIONS: dict[str, Option] = declared.declared_options(QuickMergeConfig)
 """The declaration of every field, by name."""
-QuickMergeConfig.REQUEST_FIELDS = frozenset(
-    name for name, one in OPTIONS.items() if one.by is not ENGINE
-)
-QuickMergeConfig.RESEARCH_FIELDS = frozenset(
-    name for name, one in OPTIONS.items() if one.by is RESEARCH
-)
+QuickMergeConfig.REQUEST_FIELDS = declared.names_of(OPTIONS, REQUEST, RESEARCH)
+QuickMergeConfig.RESEARCH_FIELDS = declared.names_of(OPTIONS, RESEARCH)

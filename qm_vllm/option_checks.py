@@ -87,6 +87,22 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+MOST_HINT = 1024
+"""Characters of a hint."""
+
+
+def hint(name: str, value: Any) -> str | None:
+    """A short text; an empty one is none, so that a request can do without the engine's."""
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}={value!r} must be a text")
+    if len(value) > MOST_HINT:
+        raise ConfigError(
+            f"{name} has {len(value):,} characters; at most {MOST_HINT:,} are allowed: say in "
+            "fewer words what will be asked"
+        )
+    return value or None
+
+
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """One of the allowed names."""
     if value not in allowed:
@@ -123,6 +139,11 @@ def agree(config: Any) -> None:
     score, depth = config.score_layers, config.encoder_layers
     if score is not None and depth is not None and score[1] > depth:
         raise ConfigError(f"score_layers={score} must end at or below encoder_layers={depth}")
+    if config.hint and config.effective_saliency != "query":
+        raise ConfigError(
+            f"hint needs saliency='query' or 'auto': saliency={config.effective_saliency!r} looks "
+            "at no text behind the prompt"
+        )
     if config.max_kept is None:
         return
     if config.min_kept > config.max_kept:

@@ -147,3 +147,22 @@ def known(values: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any
         if name not in names:
             raise ConfigError(f"{name!r} is not an option; allowed: {', '.join(sorted(names))}")
     return values
+
+
+def names_of(options: Mapping[str, Option], *setters: Setter) -> frozenset[str]:
+    """Options that any of these may set."""
+    return frozenset(name for name, one in options.items() if one.by in setters)
+
+
+def named_by_request(
+    values: Mapping[str, Any], options: Mapping[str, Option]
+) -> Mapping[str, Any]:
+    """The values, if a request may set each of them.
+
+    Raises:
+        ConfigError: a name is unknown, or fixed when the engine starts.
+    """
+    for name in values:
+        if name in options and options[name].by is Setter.ENGINE:
+            raise ConfigError(f"{name} is fixed when the engine starts; leave it out")
+    return known(values, names_of(options, Setter.REQUEST, Setter.RESEARCH))

@@ -133,22 +133,25 @@ class NativeReference:
     def generate(
         self, ids: list[int], *, block_size: int, max_tokens: int,
         special: tuple[int, ...] = (), first: bool = False,
-        own: dict[int, list[list[int]]] | None = None, **options,
+        own: dict[int, list[list[int]]] | None = None, hint: tuple[int, ...] = (), **options,
     ) -> Continuation:
         """Greedy continuation of a prompt of which some positions stay.
 
         Args:
             first: the first token is that of the whole prompt.
             own: positions that the KV heads of layers keep, where they choose, but the last one.
+            hint: ids behind the prompt whose attention counts, and whose own positions do not;
+                alone if the query is not visible.
         """
         config, count = QuickMergeConfig(**{"head_share": 0.0, **options}), len(ids)
         rows = Rows()
-        logits = self._step(rows, ids, 0)
+        logits = self._step(rows, [*ids, *hint], 0)
         depth = encoder_depth(config, len(rows.keys))
         whole = [layer for layer in range(depth) if not rows.windows[layer]]
         whole = whole[-window_layers(config, len(rows.keys)):]
         age = torch.arange(1, count + 1) / count
-        seen = [QueryAttention.of(rows.weights[layer]) for layer in whole]
+        last = WINDOW_QUERIES if config.query_visible else len(hint)
+        seen = [QueryAttention.of(rows.weights[layer][:, -last:, :count]) for layer in whole]
         evidence = Evidence(count, attention=seen or [QueryAttention(age, age, age.square())])
         protected = protected_positions(
             config, count, special=[i for i, one in enumerate(ids) if one in special]
@@ -156,7 +159,7 @@ class NativeReference:
         choice = choose(evidence, config, protected=protected, block_size=block_size)
         begin, other = logits if first else None, None
         shared = choice.order[: max(round((1 - config.head_share) * choice.k), choice.protected)]
-        scores = self._of_heads(rows) if config.head_share else {}
+        scores = self._of_heads(rows, count) if config.head_share else {}
         if own is None:
             own = {layer: _best(each, shared, choice.k) for layer, each in scores.items()}
         if choice.k < count:
@@ -165,14 +168,16 @@ class NativeReference:
         found = self._go_on(rows, ids, choice.kept, own, max_tokens, begin)
         return replace(found, other=other, scores=scores)
 
-    def _of_heads(self, rows: Rows) -> dict[int, torch.Tensor]:
+    def _of_heads(self, rows: Rows, count: int) -> dict[int, torch.Tensor]:
         """What each KV head would keep, [KVH, N], of each layer that sees all positions."""
         found = {}
         for layer in (one for one in rows.keys if not rows.windows[one]):
             scale, cap = rows.scales[layer]
             keys, values = (part[layer][0].transpose(0, 1) for part in (rows.keys, rows.values))
             queries = rows.queries[layer][-HEAD_QUERIES:]
-            found[layer] = scores_of_heads(queries, keys, values, scale, 1 << 30, cap)
+            found[layer] = scores_of_heads(
+                queries, keys, values, scale, 1 << 30, cap, tokens=count
+            )
         return found
 
     def _go_on(

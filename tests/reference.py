@@ -75,20 +75,24 @@ class Reference:
     def generate(
         self, ids: list[int], *, ratio: float, block_size: int, max_tokens: int, E: int,
         score_layers: tuple[int, int], query_visible: bool = True, special: frozenset[int],
-        epsilon: float = 0.01, protect_last: int = 32,
+        epsilon: float = 0.01, protect_last: int = 32, hint: tuple[int, ...] = (),
     ) -> Run:
+        """``hint``: ids behind the prompt whose attention counts, and whose own positions do not;
+        alone if the query is not visible."""
         n = len(ids)
-        x = self.core.embed_tokens(torch.tensor(ids))
-        positions, cache, plain_keys = torch.arange(n), {}, []
+        last = 64 if query_visible else len(hint)
+        x = self.core.embed_tokens(torch.tensor([*ids, *hint]))
+        positions, cache, plain_keys = torch.arange(n + len(hint)), {}, []
         entropies, windows, states = [], [], {}
         for index in range(E):
             states[index] = x
             if score_layers[0] <= index < score_layers[1]:
-                entropies.append(entropy64(x))
+                entropies.append(entropy64(x[:n]))
             x, weights, plain = self.layer(index, x, positions, cache)
             plain_keys.append(plain)
             if index >= E - 2:
-                windows.append(weights[:, -64:].double())
+                windows.append(weights[:, -last:, :n].double())
+        x = x[:n]
         states[E] = x
         k = math.ceil(ratio * n - 1e-9)
         protected = [i for i in range(n) if i < 4 or i >= n - protect_last or ids[i] in special]
@@ -98,7 +102,7 @@ class Reference:
         sharp = 1 - torch.stack([minmax(h) for h in entropies])
         sharp = sharp.mean(0)
         score = sharp
-        if query_visible:
+        if last:
             score = looked_up(torch.cat(windows), n, protect_last)
         order = sorted(range(n), key=lambda i: (i not in set(protected), -score[i].item(), i))
         kept = sorted(order[:k])

@@ -39,6 +39,7 @@ class Sample:
         haystack: where the filler comes from.
         length: tokens of the whole prompt that were asked for.
         split: one of :data:`SPLITS`. index: number of the sample within it.
+        hint: what the compressor hears of the question to come, as an engine's option; "": nothing.
     """
 
     sample_id: str
@@ -57,3 +58,4 @@ class Sample:
     index: int
     answer_prefix: str = ""
     chat: bool = True
+    hint: str = ""

@@ -24,7 +24,7 @@ Ready = tuple[Item, list[int]]
 
 @takes_options(
     "ratio", "max_kept", "alpha", "max_error", "preset", "min_tokens", "query_visible",
-    "calibration",
+    "hint", "calibration",
 )
 def generate(
     context: typer.Context,

@@ -21,7 +21,7 @@ from qm_vllm.request_options import request_args
 
 
 @takes_options(
-    "ratio", "max_kept", "alpha", "max_error", "preset", "saliency", "query_visible"
+    "ratio", "max_kept", "alpha", "max_error", "preset", "saliency", "query_visible", "hint"
 )
 def inspect(
     context: typer.Context,

@@ -20,7 +20,7 @@ HEAD_QUERIES = 16
 
 def scores_of_heads(
     queries: Tensor, keys: Tensor, values: Tensor, scale: float, at_once: int,
-    soft_cap: float = 0.0, ends: tuple[int, int] = (4, 32),
+    soft_cap: float = 0.0, ends: tuple[int, int] = (4, 32), tokens: int | None = None,
 ) -> Tensor:
     """What each KV head of a layer would keep: the score ``query`` of its own query heads.
 
@@ -33,23 +33,25 @@ def scores_of_heads(
         values: [N, KVH, D].
         scale, at_once, soft_cap: as of :func:`~qm_vllm.compress.window_attention.window_weights`.
         ends: how many first and last positions score nothing, because they stay in any case.
+        tokens: T, how many of the first positions are the prompt's; None: all. What stands behind
+            them looks at them and is not scored.
 
     Returns:
-        [KVH, N] float32 <= 0, higher = keep: each view fills its share of any budget, as in
+        [KVH, T] float32 <= 0, higher = keep: each view fills its share of any budget, as in
         :func:`~qm_vllm.compress.normalize.shared_rank`.
     """
-    count, kv_heads = keys.shape[:2]
+    kv_heads, count = keys.shape[1], keys.shape[0] if tokens is None else tokens
     age = say(queries.shape[0], keys.device)
     views = queries.new_zeros((kv_heads, 3, count), dtype=torch.float32)
     for weights, heads in window_weights(queries, keys, scale, at_once, soft_cap):
         part = views[heads]
-        own = weights.view(part.shape[0], -1, *weights.shape[1:])
+        own = weights.view(part.shape[0], -1, *weights.shape[1:])[..., :count]
         recent = own[:, :, -RECENT:].mean(2)
         torch.maximum(part[:, 0], recent.amax(1), out=part[:, 0])
         torch.maximum(part[:, 1], (own.amax(1) * age).amax(1), out=part[:, 1])
         part[:, 2] += recent.square().sum(1)
     views[:, 2].sqrt_()
-    views *= values.float().norm(dim=-1).T[:, None]
+    views *= values[:count].float().norm(dim=-1).T[:, None]
     views[..., : ends[0]] = 0
     views[..., max(0, count - ends[1]) :] = 0
     spread = reach(views, forward_reach(keys.device), BACKWARD)

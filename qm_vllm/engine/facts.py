@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from qm_vllm.engine.adapters import FAMILIES, PREFILL_ONLY
 from qm_vllm.engine.memory import DecoderShape
 from qm_vllm.engine.requests.chat_turns import ChatTurns
+from qm_vllm.engine.requests.hints import Hints
 from qm_vllm_patches.settings import CacheFacts, EngineSettings, tokenizer_of
 
 ENCODE_FROM = 16384
@@ -42,6 +43,8 @@ class EngineFacts:
     """That one step of the engine computes at most."""
     encode_from: int = 0
     """Tokens from which on the encoder takes no longer than vLLM's own prefill."""
+    hints: Hints = field(default_factory=Hints)
+    """Reads what will be asked of a prompt."""
 
 
 def decoder_shape(settings: EngineSettings) -> DecoderShape:
@@ -90,6 +93,7 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
         windows=cache.windows,
         step_tokens=settings.step_tokens,
         encode_from=0 if settings.device == "cpu" else ENCODE_FROM,
+        hints=Hints(tokenizer),
     )
 
 

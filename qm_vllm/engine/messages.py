@@ -9,6 +9,7 @@ import torch
 
 from qm_vllm.compress import protected_positions
 from qm_vllm.config import QuickMergeConfig
+from qm_vllm.layers import WINDOW_QUERIES
 from qm_vllm.turns import Turn
 
 
@@ -16,7 +17,11 @@ from qm_vllm.turns import Turn
 class JobSpec:
     """One prompt to compress.
 
+    A hint stands behind the prompt's tokens while these are read: it looks at them, nothing of them
+    depends on it, and none of its own positions stays.
+
     Attributes:
+        token_ids: of the prompt alone. N is their number.
         id: of this run alone. Results are matched by it, so that what an aborted or outdated run
             found is never taken for that of an equal one.
         key: equal keys mean equal results.
@@ -26,9 +31,10 @@ class JobSpec:
         turns: of a conversation, that stay whole.
         kept: what the job kept the first time, if it runs again and must keep the same.
         blocks: of the KV cache, which are the job's alone until its result is delivered: one for
-            each block_size tokens of the prompt; with the native delivery those of K - 1
+            each block_size tokens of prompt and hint; with the native delivery those of K - 1
             positions, one KV-cache group's after another's. Empty for the prefill delivery.
         group_blocks: how many of them each group has; only with the native delivery.
+        hint: token ids of what will be asked, H of them; () where nothing is said.
     """
 
     id: int
@@ -43,6 +49,25 @@ class JobSpec:
     kept: tuple[int, ...] | None = None
     blocks: tuple[int, ...] = ()
     group_blocks: tuple[int, ...] = ()
+    hint: tuple[int, ...] = ()
+
+    @property
+    def read_ids(self) -> list[int]:
+        """What the model reads: the prompt, and the hint behind it."""
+        return [*self.token_ids, *self.hint] if self.hint else self.token_ids
+
+    @property
+    def rows(self) -> int:
+        """How many tokens that is: N + H."""
+        return len(self.token_ids) + len(self.hint)
+
+    @property
+    def window(self) -> int:
+        """How many of the last of them say what stays; a hint alone where the prompt's end may
+        not."""
+        if self.hint and not self.config.query_visible:
+            return len(self.hint)
+        return min(WINDOW_QUERIES, self.rows)
 
     @property
     def native(self) -> bool:
@@ -74,7 +99,8 @@ class Progress:
     Attributes:
         shadow: vLLM's id of the request that prefills it.
         start, stop: half-open range of positions that the step computes.
-        blocks: of the whole prompt, of each KV-cache group; empty before the last step.
+        blocks: of what was read so far, of each KV-cache group; empty before the step of the
+            prompt's last token, and between that and the last step, in which a hint ends.
     """
 
     job: int

@@ -14,7 +14,7 @@ COUNTERS = {
     "jobs": "Compression jobs that a worker has done.",
     "jobs_failed": "Compression jobs that failed; their prompts were prefilled as usual.",
     "shadow_prefills": "Prompts that vLLM prefilled for jobs.",
-    "shadow_tokens": "Tokens of these prompts.",
+    "shadow_tokens": "Tokens of these prompts, and of the hints behind them.",
     "shadow_cached_tokens": "Tokens of these that were found in the prefix cache.",
     "memo_hits": "Requests whose prompt had been compressed before, with the same options.",
 }

@@ -32,6 +32,11 @@ def without_layers(config: QuickMergeConfig) -> QuickMergeConfig:
             f"max_error={config.max_error} needs attention, and this model has no adapter; use "
             "ratio or max_kept",
         )
+    if config.hint:
+        raise Untouched(
+            "no_attention",
+            'a hint needs attention, and this model has no adapter; use delivery="native"',
+        )
     if config.saliency == "auto":
         config = replace(config, saliency="entropy")
     blind = [name for name, score in SALIENCIES.items() if "attention" not in score.needs]

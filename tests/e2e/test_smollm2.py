@@ -41,16 +41,19 @@ def test_keep_all_equals_plain_vllm_over_64_tokens(llm, essay_ids, plain_tokens,
     assert tokens == plain_tokens
 
 
-@pytest.mark.parametrize("visible", [True, False])
-def test_equals_transformers_reference(llm, smollm2, essay_ids, visible):
-    ids = essay_ids(LENGTH)
+@pytest.mark.parametrize(("visible", "hint"), [
+    (True, ""), (False, ""), (True, "Which founders are named?"),
+    (False, "Which founders are named?"),
+])
+def test_equals_transformers_reference(llm, smollm2, essay_ids, visible, hint):
+    ids, asked = essay_ids(LENGTH), llm.get_tokenizer().encode(hint, add_special_tokens=False)
     want = Reference(str(smollm2)).generate(
         ids, ratio=0.33, block_size=32, max_tokens=32, E=20, score_layers=(5, 10),
-        query_visible=visible, special=frozenset({0, 1, 2}),
+        query_visible=visible, special=frozenset({0, 1, 2}), hint=tuple(asked),
     )
-    ((tokens, report),) = run(
-        llm, [ids], greedy(32, query_visible=visible, details=True)
-    )
+    ((tokens, report),) = run(llm, [ids], greedy(
+        32, delivery="inject", query_visible=visible, hint=hint, details=True
+    ))
     assert report["encoder_layers"] == 20
     assert report["score_layers"] == [5, 10]
     assert report["details"]["kept_indices"] == want.kept

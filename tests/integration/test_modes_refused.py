@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.requests.planning import Room, plan_request
+from qm_vllm.engine.requests.demands import Room
+from qm_vllm.engine.requests.planning import plan_request
 from qm_vllm.engine.untouched import Untouched
 from qm_vllm_patches.requests import arrival
 from tests.engines import engine, random_prompt

@@ -16,6 +16,7 @@ from tests.families import make_model
 from tests.integration.generate import greedy, run
 from tests.integration.preempting import forget_blocks, preempt
 from tests.native_reference import NativeReference
+from tests.tokens import reading_hints, text_of
 
 BLOCK, TOKENS, SHARE = 32, 12, 0.5
 PROMPTS = [random_prompt(length, seed) for seed, length in ((3, 300), (4, 701))]
@@ -38,7 +39,7 @@ def llm(folder, reference):
         folder, QuickMergeConfig(delivery="native"), skip_tokenizer_init=True,
         max_num_batched_tokens=256,
     ) as llm:
-        yield llm
+        yield reading_hints(llm)
 
 
 @pytest.fixture
@@ -55,15 +56,17 @@ def chosen(monkeypatch):
     return found
 
 
-def test_heads_keep_what_they_look_at(live, reference, chosen):
+@pytest.mark.parametrize("hint", [(), tuple(random_prompt(20, 5))], ids=["alone", "with a hint"])
+def test_heads_keep_what_they_look_at(live, reference, chosen, hint):
     for ids in PROMPTS:
         chosen.clear()
-        params = greedy(TOKENS, details=True, **OPTIONS)
+        params = greedy(TOKENS, details=True, hint=text_of(hint), **OPTIONS)
         params.logprobs = 0
         (out,) = live.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
         report = out.kv_transfer_params["quickmerge"]
         assert report["status"] == "compressed", report
-        ask = {"block_size": BLOCK, "max_tokens": TOKENS, "special": (0, 1, 2), **OPTIONS}
+        ask = {"block_size": BLOCK, "max_tokens": TOKENS, "special": (0, 1, 2), "hint": hint,
+               **OPTIONS}
         want = reference.generate(ids, **ask)
         assert len(chosen) == len(want.scores) > 0
         own, differ = {}, 0

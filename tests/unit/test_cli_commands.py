@@ -195,9 +195,9 @@ def test_every_option_of_the_configuration_is_a_flag_of_the_server(run):
     given = {
         "min_tokens": 300, "ratio": 0.5, "max_kept": 900, "alpha": 0.4, "max_error": 0.2,
         "min_kept": 2, "protect_first": 5, "protect_last": 33, "protect_ranges": [[100, 140]],
-        "keep_roles": ["system", "user"], "saliency": "ned", "encoder_layers": 9,
+        "keep_roles": ["system", "user"], "saliency": "query", "encoder_layers": 9,
         "window_layers": 3, "score_layers": [2, 5], "logit_scale": 20.0,
-        "head_share": 0.3, "grouping": "knn",
+        "head_share": 0.3, "grouping": "knn", "hint": "Who said what?",
         "merge": "mean", "epsilon": 0.1, "delivery": "prefill", "positions": "compact",
         "encoder_chunk_tokens": 512, "max_source_tokens": 4000, "max_live_jobs": 2,
         "job_memory_share": 0.2, "memo_bytes": 1000, "allow_options": ["details", "saliency"],
@@ -223,9 +223,9 @@ def test_every_option_of_the_configuration_is_a_flag_of_the_server(run):
 @pytest.mark.parametrize(("command", "flags"), [
     ("demo", ("--ratio",)),
     ("generate", ("--ratio", "--max-kept", "--alpha", "--max-error", "--preset", "--min-tokens",
-                  "--query-visible", "--query-blind", "--calibration")),
+                  "--query-visible", "--query-blind", "--hint", "--calibration")),
     ("inspect", ("--ratio", "--max-kept", "--alpha", "--max-error", "--preset", "--saliency",
-                 "--query-visible", "--query-blind")),
+                 "--query-visible", "--query-blind", "--hint")),
 ])
 def test_commands_have_the_options_that_they_use(run, monkeypatch, command, flags):
     monkeypatch.setenv("COLUMNS", "200")

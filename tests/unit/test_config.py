@@ -140,7 +140,26 @@ def test_presets_stand_under_what_is_said_beside_them():
             use("best")
 
 
+def test_a_hint_is_a_short_text_and_an_empty_one_is_none():
+    assert QuickMergeConfig(hint="Who?").hint == "Who?"
+    assert QuickMergeConfig(hint="").hint is None
+    base = QuickMergeConfig(hint="Who?")
+    assert base.override({"hint": ""}).hint is None
+    assert base.override({"ratio": 0.3}).hint == "Who?"
+    assert base.fingerprint() != QuickMergeConfig().fingerprint()
+    assert request_args(hint="Who?") == {"qm_hint": "Who?"}
+    assert "hint has 1,025 characters; at most 1,024 are allowed" in refused(hint="x" * 1025)
+    assert refused(hint=7) == "hint=7 must be a text"
+
+
+@pytest.mark.parametrize("saliency", ["entropy", "norm", "ned"])
+def test_a_hint_needs_a_score_that_looks(saliency):
+    assert refused(hint="Who?", saliency=saliency).startswith("hint needs saliency='query'")
+    assert QuickMergeConfig(hint="", saliency=saliency).hint is None
+
+
 def test_effective_saliency():
+    assert QuickMergeConfig(query_visible=False, hint="Who?").effective_saliency == "query"
     assert QuickMergeConfig().effective_saliency == "query"
     assert QuickMergeConfig(query_visible=False).effective_saliency == "entropy"
     assert QuickMergeConfig(saliency="ned").effective_saliency == "ned"
@@ -187,7 +206,7 @@ def test_who_may_set_what():
     everyday = {
         "enabled", "ratio", "max_kept", "min_kept", "min_tokens", "protect_first", "protect_last",
         "protect_special", "protect_ranges", "keep_roles", "query_visible", "alpha", "max_error",
-        "delivery",
+        "delivery", "hint",
     }
     research = {
         "saliency", "grouping", "merge", "epsilon", "encoder_layers", "window_layers",

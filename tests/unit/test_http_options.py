@@ -60,6 +60,8 @@ def body(**content) -> bytes:
     ({"vllm_xargs": {"qm_protect_ranges": "{"}}, "is not a JSON list"),
     ({"kv_transfer_params": {"quickmerge": {"alpha": "x"}}}, "alpha='x' must be a number"),
     ({"vllm_xargs": {"qm_preset": "best"}}, "preset='best' is unknown; allowed: cache"),
+    ({"vllm_xargs": {"qm_hint": "why " * 257}}, "hint has 1,028 characters; at most 1,024"),
+    ({"vllm_xargs": {"qm_hint": 3}}, "hint=3 must be a text"),
 ])
 @pytest.mark.parametrize("parts", [1, 3])
 def test_bad_options_are_refused_with_the_field(content, words, parts):

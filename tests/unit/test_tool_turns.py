@@ -11,8 +11,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.requests.chat_turns import ChatTurns
+from qm_vllm.engine.requests.demands import Room
 from qm_vllm.engine.requests.memo import Outcome
-from qm_vllm.engine.requests.planning import Room, plan_request
+from qm_vllm.engine.requests.planning import plan_request
 from qm_vllm.engine.requests.report import compressed_report
 from qm_vllm.turns import goes_on, kept_turns, room_for_turns
 from qm_vllm_patches.requests import Arrival

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from qm_vllm.layers import WINDOW_QUERIES
 from qm_vllm.processor import best_dtype
 from qm_vllm_eval.engines.base import Cell, budget, make_row
 from qm_vllm_eval.engines.peers import Peers
 from qm_vllm_eval.methods import Budget, Request, Unfit, kvpress, llmlingua
-from qm_vllm_eval.methods.base import prefill_ids
+from qm_vllm_eval.methods.base import Asked, prefill_ids
 from qm_vllm_eval.prompt import Prompt, prompt_parts
 from qm_vllm_eval.reference.decoder import Decoder
 from qm_vllm_eval.reference.prefill import Prefill
@@ -99,7 +100,15 @@ class ReferenceEngine:
         return Request(
             Prefill.run(self.decoder, prompt.ids).upto(seen), prompt.held, seen,
             visible=prompt.sample.query_visible, special=special, seed=prompt.sample.index,
+            hint=self._asked(prompt),
         )
+
+    def _asked(self, prompt: Prompt) -> Asked | None:
+        hint, seen = prompt.sample.hint, prompt.ids[: prompt.seen]
+        if not hint:
+            return None
+        ids = self.tokenizer.encode(hint, add_special_tokens=False)[-WINDOW_QUERIES:]
+        return Asked(hint, len(ids), Prefill.run(self.decoder, [*seen, *ids]))
 
     def k_for(self, prompt: Prompt, ratio: float) -> int:
         """Positions to keep of those that may be seen."""

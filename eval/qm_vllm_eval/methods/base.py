@@ -22,6 +22,20 @@ class Unfit(Exception):
 
 
 @dataclass(frozen=True, eq=False)
+class Asked:
+    """A hint: what is said of the question to come.
+
+    Attributes:
+        tokens: H, how many of its last tokens look.
+        prefill: of the S tokens that may be looked at, and these behind them.
+    """
+
+    text: str
+    tokens: int
+    prefill: Prefill
+
+
+@dataclass(frozen=True, eq=False)
 class Request:
     """One prompt to compress to k positions.
 
@@ -35,6 +49,7 @@ class Request:
         special: positions of special tokens.
         seed: of the sample, for methods that draw lots.
         shared: results of :meth:`once`, common to all ratios of the prompt.
+        hint: for the variants that look.
     """
 
     prefill: Prefill
@@ -44,6 +59,7 @@ class Request:
     special: tuple[int, ...] = ()
     seed: int = 0
     shared: dict[object, Any] = field(default_factory=dict)
+    hint: Asked | None = None
 
     @property
     def decoder(self) -> Decoder:

@@ -21,7 +21,7 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES
 from qm_vllm_eval.methods import head_scores as by
 from qm_vllm_eval.methods.base import Method, Request, keep_entries
-from qm_vllm_eval.methods.quickmerge import evidence_of, options
+from qm_vllm_eval.methods.quickmerge import evidence_of, options_of
 from qm_vllm_eval.reference.prefill import Prefill
 from qm_vllm_eval.reference.reader import CompressedContext
 
@@ -210,7 +210,7 @@ def shared_positions(request: Request, share: float) -> tuple[Tensor, Tensor]:
     Returns:
         int64 positions, increasing; bool [N], the protected ones.
     """
-    chosen = options("quickmerge", request.k, visible=request.visible)
+    chosen = options_of("quickmerge", request)
     config = calibrated(QuickMergeConfig().override(chosen), request.decoder.config)
     if request.k >= request.tokens:
         every = torch.arange(request.tokens)

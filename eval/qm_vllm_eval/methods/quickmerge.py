@@ -67,6 +67,13 @@ def options(name: str, k: int, *, visible: bool) -> dict[str, Any]:
     return chosen | VARIANTS[name][1]
 
 
+def options_of(name: str, request: Request) -> dict[str, Any]:
+    """The same of a request, with its hint where the variant looks at all."""
+    chosen = options(name, request.k, visible=request.visible)
+    looks = "saliency" not in VARIANTS[name][1]
+    return chosen | ({"hint": request.hint.text} if request.hint and looks else {})
+
+
 def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
     """What the score of ``config`` needs, from the lower layers.
 
@@ -81,8 +88,14 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
             part.observe_layer(prefill.states[layer], config.logit_scale, kinds)
         return part
 
+    hint, queries = request.hint if config.hint else None, WINDOW_QUERIES
+    if hint is not None and not config.query_visible:
+        queries = hint.tokens
+
     def window(layer: int) -> QueryAttention:
-        return QueryAttention.of(prefill.head_attention(layer, WINDOW_QUERIES).cpu())
+        read = prefill if hint is None else hint.prefill
+        seen = QueryAttention.of(read.head_attention(layer, queries).cpu())
+        return seen.of_first(request.tokens)
 
     evidence = Evidence(num_tokens=request.tokens)
     kinds = wanted & {"entropy", "incoming"}
@@ -92,7 +105,7 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
     if "attention" in wanted:
         count = window_layers(config, request.decoder.num_layers)
         evidence.attention = [
-            request.once(("attention", layer), partial(window, layer))
+            request.once(("attention", layer, hint is None), partial(window, layer))
             for layer in range(max(0, depth - count), depth)
         ]
     evidence.norms = request.once(("norms", depth), lambda: row_norms(prefill.states[depth]).cpu())
@@ -101,7 +114,7 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
 
 def compress(name: str, request: Request) -> CompressedContext:
     """Compress by one variant."""
-    return compress_with(options(name, request.k, visible=request.visible), request)
+    return compress_with(options_of(name, request), request)
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,7 @@ class CompressionJob:
     @property
     def spent(self) -> int:
         """Rows x layers of work done, from where the others stood when this one began."""
-        own = self.encoder.spent * len(self.spec.token_ids) // max(1, self.encoder.rows)
+        own = self.encoder.spent * self.spec.rows // max(1, self.encoder.rows)
         return self._ahead + own + self._done
 
     def start_level(self, others: Iterable[CompressionJob]) -> None:
@@ -131,7 +131,15 @@ class CompressionJob:
         return choice
 
     def _errors(self, order: torch.Tensor, sizes: list[int]) -> torch.Tensor:
-        """Relative attention errors [S] if the first tokens of ``order`` stay."""
+        """Relative attention errors [S] if the first tokens of ``order`` stay.
+
+        What a hint reads of itself is no loss: it counts as kept, as it does where it is asked.
+        """
+        count, hint = len(self.spec.token_ids), len(self.spec.hint)
+        if hint:
+            order = torch.cat((torch.arange(count, count + hint, device=order.device), order))
+            sizes = [size + hint for size in sizes]
+
         def own() -> torch.Tensor:
             parts = AttentionError.joined([
                 self.runner.attention_error(layer, self._filled(layer, record), order, sizes)

@@ -56,17 +56,17 @@ class EncoderPass:
         self.encoded = [Encoded(Evidence(len(spec.token_ids))) for spec in specs]
         self.clock = Stopwatch(runner.device)
         self.spent, self.begun, self.done, self.failed = 0, False, False, False
-        self._bounds = [0, *accumulate(len(spec.token_ids) for spec in specs)]
+        self._bounds = [0, *accumulate(spec.rows for spec in specs)]
         self._units = self._run()
 
     @property
     def rows(self) -> int:
-        """Tokens of all prompts."""
+        """Tokens of all prompts and hints."""
         return self._bounds[-1]
 
     def share(self, index: int) -> float:
         """The prompt's part of the pass's rows."""
-        return len(self.specs[index].token_ids) / self.rows
+        return self.specs[index].rows / self.rows
 
     def advance(self) -> int:
         """Do one unit of work. Returns its cost in rows x layers; 0 when the pass has ended."""
@@ -84,7 +84,7 @@ class EncoderPass:
         runner, clock, first = self.runner, self.clock, self.specs[0]
         depth, inject = first.encoder_layers, self.caches[0] is not None
         with clock.phase("encoder"):
-            ids = [token for spec in self.specs for token in spec.token_ids]
+            ids = [token for spec in self.specs for token in spec.read_ids]
             stream = Stream(runner.embed(ids), self._bounds)
         if depth == 0:
             yield from self._score(stream)
@@ -120,8 +120,9 @@ class EncoderPass:
             yield states.shape[0]
 
     def _own(self, rows: torch.Tensor) -> list[torch.Tensor]:
-        """Each prompt's rows."""
-        return [rows[start:stop] for start, stop in pairwise(self._bounds)]
+        """Each prompt's rows [N, D], without those of a hint behind it."""
+        firsts = zip(self._bounds, self.specs, strict=False)
+        return [rows[start : start + len(spec.token_ids)] for start, spec in firsts]
 
     def _sink(self, layer: int) -> Sink | None:
         """Gives each prompt's cache its rows of a chunk."""
@@ -139,13 +140,17 @@ class EncoderPass:
         return sink
 
     def _look(self, layer: int, record: LayerRecord, *, keep: bool) -> None:
-        """What the last queries of each prompt see in this layer.
+        """What the last queries of each prompt, or of its hint, see of it in this layer.
 
         Its keys and values are in the prompt's cache; without one they are kept.
         """
-        for one, own in zip(self.encoded, record.split(self._bounds), strict=True):
+        parts = record.split(self._bounds)
+        for one, own, spec in zip(self.encoded, parts, self.specs, strict=True):
+            assert own.queries is not None
+            own.queries = own.queries[-spec.window :]
             with self.clock.phase("saliency"):
-                one.evidence.attention.append(self.runner.window_attention(layer, own))
+                seen = self.runner.window_attention(layer, own)
+                one.evidence.attention.append(seen.of_first(len(spec.token_ids)))
             if not keep:
                 own.rotated_keys = None
             one.windows[layer] = own
@@ -171,8 +176,8 @@ def gather(specs: Sequence[JobSpec], rows: int) -> list[list[int]]:
     groups: list[list[int]] = []
     for index, spec in enumerate(specs):
         for group in groups:
-            size = sum(len(specs[member].token_ids) for member in group)
-            if size + len(spec.token_ids) <= rows and alike(specs[group[0]], spec):
+            size = sum(specs[member].rows for member in group)
+            if size + spec.rows <= rows and alike(specs[group[0]], spec):
                 group.append(index)
                 break
         else:

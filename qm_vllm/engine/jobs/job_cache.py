@@ -15,14 +15,14 @@ class JobCache:
     """Keys and values of one prompt, layer by layer.
 
     While the layers below E run, each leaves the keys before rotation and the values of all N
-    positions here. Later each layer's K - 1 kept rows are written over them, into the first of the
-    blocks, which is where a request finds them. What a quantised cache stores is not what was
-    computed: there the rows of the N positions wait in tensors of their own.
+    positions (and those of a hint behind them) here. Later each layer's K - 1 kept rows are written
+    over them, into the first of the blocks, which is where a request finds them. What a quantised
+    cache stores is not what was computed: there the rows wait in tensors of their own.
 
     Args:
-        blocks: at least enough for N positions; in order.
+        blocks: at least enough for the rows; in order. rows: N, and those of a hint.
         layers: of the whole model.
-        aside: keep the rows of the N positions in tensors.
+        aside: keep the rows in tensors until their layer is delivered.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class JobCache:
         self.cache.write(self.layers[layer].module, keys, values, slots)
 
     def whole(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys before rotation and values of all N positions: [N, KVH, D] each."""
+        """Keys before rotation and values of all rows: [rows, KVH, D] each."""
         if self.aside is not None:
             keys, values = zip(*self.aside[layer], strict=True)
             return torch.cat(keys), torch.cat(values)

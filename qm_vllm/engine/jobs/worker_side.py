@@ -170,8 +170,8 @@ class WorkerSide:
         assert self.runner is not None
         assert self.cache is not None
         return JobCache(
-            self.cache, spec.blocks, self.runner.view.layers, len(spec.token_ids),
-            self.runner.device, aside=self.quantised,
+            self.cache, spec.blocks, self.runner.view.layers, spec.rows, self.runner.device,
+            aside=self.quantised,
         )
 
     def _unfinished(self) -> list[CompressionJob]:

@@ -2,12 +2,14 @@
 
 In the step of the prompt's last token its keys and values are all in the paged cache. The queries
 say which tokens stay, these are copied into the job's own blocks with their keys turned back by
-N - K positions, and a request finds them there as it finds any prefix.
+N - K positions, and a request finds them there as it finds any prefix. A hint is read behind the
+prompt, and its queries look, too: then the choice is made in the step of the hint's last token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,19 +20,20 @@ from qm_vllm.compress import (
     QueryAttention,
     choose,
     choose_for_heads,
+    round_to_blocks,
     scores_of_heads,
     window_attention,
 )
 from qm_vllm.compress.head_choice import HEAD_QUERIES
 from qm_vllm.config import ConfigError
 from qm_vllm.engine.agreement import OtherRankFailed, over_ranks, together
-from qm_vllm.engine.memory import AT_ONCE
+from qm_vllm.engine.memory import AT_ONCE, bound_kept
 from qm_vllm.engine.messages import JobResult, JobSpec
 from qm_vllm.engine.native.blocks import first_block, split
 from qm_vllm.engine.native.layers import NativeLayer
 from qm_vllm.engine.stopwatch import Stopwatch
 from qm_vllm.engine.upload import upload
-from qm_vllm.layers import WINDOW_QUERIES, window_layers
+from qm_vllm.layers import window_layers
 from qm_vllm_patches.kv_cache import PagedCache, slots_of
 from qm_vllm_patches.log import get_logger
 
@@ -56,10 +59,11 @@ class NativeJob:
     ) -> None:
         self.spec, self.layers, self.cache, self.device = spec, layers, cache, device
         self.windows = windows
-        self.first = max(0, len(spec.token_ids) - WINDOW_QUERIES)
+        self.first = spec.rows - spec.window
         self.queries: dict[str, torch.Tensor] = {}
         self._seen: dict[str, int] = {}
         self.problem: str | None = None
+        self._newest_moved = False
         whole = [one.layer.name for one in layers if one.window is None]
         below = {one.layer.name for one in layers[: spec.encoder_layers]}
         count = window_layers(spec.config, len(layers))
@@ -77,18 +81,34 @@ class NativeJob:
         if name not in self.watched or stop <= low:
             return
         if name not in self.queries:
-            count = len(self.spec.token_ids) - self.first
-            self.queries[name] = rows.new_empty((count, *rows.shape[1:]))
+            self.queries[name] = rows.new_empty((self.spec.window, *rows.shape[1:]))
             self._seen[name] = self.first
         self.queries[name][low - self.first : stop - self.first] = rows[low - start :]
         # A prompt that was preempted begins again; a gap shows at the end.
         self._seen[name] = stop if low <= self._seen[name] else self.first
 
+    def pass_prompt(self, blocks: Sequence[Sequence[int]]) -> None:
+        """The prompt's last token was computed, and its hint is still to come: move what sliding
+        windows keep, which is known before anything is chosen.
+
+        Once the hint is read vLLM may have let go of the oldest of it.
+
+        Args:
+            blocks: of what was read so far, of each KV-cache group.
+        """
+        try:
+            with torch.inference_mode():
+                self._move_newest([self._ids(group) for group in blocks], self._count_kept())
+            self._newest_moved = True
+        except Exception as error:
+            logger.exception("qm_vllm: compacting a prompt's sliding windows failed")
+            self.problem = f"{type(error).__name__}: {error}"
+
     def run(self, blocks: Sequence[Sequence[int]]) -> JobResult:
         """Choose and move.
 
         Args:
-            blocks: of the prefilled prompt, of each KV-cache group.
+            blocks: of all that was read, of each KV-cache group.
         """
         try:
             return together(lambda: self._run(blocks))
@@ -100,6 +120,8 @@ class NativeJob:
     @torch.inference_mode()
     def _run(self, blocks: Sequence[Sequence[int]]) -> JobResult:
         clock, spec = Stopwatch(self.device), self.spec
+        if self.problem:
+            raise RuntimeError(self.problem)
         source = [self._ids(group) for group in blocks]
         choice = None
         if spec.looks:
@@ -108,6 +130,8 @@ class NativeJob:
         kept = torch.tensor(spec.kept) if choice is None or spec.kept else choice.kept
         kept = kept.to(self.device)
         with clock.phase("move"):
+            if not self._newest_moved:
+                self._move_newest(source, kept.shape[0])
             self._move(source, kept, self._shared(choice, kept))
         self.queries.clear()
         finite = torch.ones(1) if choice is None else torch.isfinite(choice.scores).all()[None]
@@ -127,18 +151,21 @@ class NativeJob:
             details = {"kept_indices": found, "scores": scores}
         return JobResult(found, figures, details)
 
+    @cached_property
+    def _own(self) -> list[torch.Tensor]:
+        """Ids of the job's own blocks, of each KV-cache group."""
+        return [self._ids(blocks) for blocks in split(self.spec.blocks, self.spec.group_blocks)]
+
     def _ids(self, blocks: Sequence[int]) -> torch.Tensor:
         return upload(torch.tensor(list(blocks), dtype=torch.long), self.device)
 
     def _evidence(self, source: Sequence[torch.Tensor]) -> Evidence:
-        """What the last queries look at, over the heads of all watched layers and ranks."""
-        count = len(self.spec.token_ids)
+        """What the last queries see of the prompt, over heads of scored layers and all ranks."""
+        count, rows = len(self.spec.token_ids), self.spec.rows
         if not self.scored:  # all layers have sliding windows: the newest stay in any case
             age = torch.arange(1, count + 1, device=self.device) / count
             return Evidence(count, attention=[QueryAttention(age, age, age.square())])
-        missing = [name for name in self.watched if self._seen.get(name) != count]
-        if self.problem:
-            raise RuntimeError(self.problem)
+        missing = [name for name in self.watched if self._seen.get(name) != rows]
         if missing:
             raise RuntimeError(
                 f"the queries of the prompt's end were not seen in {min(missing)}: a step ran "
@@ -148,10 +175,11 @@ class NativeJob:
         for one in self.layers:
             attn = one.layer.attn
             if attn.name in self.scored:
-                keys = self.cache.keys(one.layer.module, source[one.layer.group], count)
-                seen.append(window_attention(
+                keys = self.cache.keys(one.layer.module, source[one.layer.group], rows)
+                look = window_attention(
                     self.queries[attn.name], keys, attn.scale, AT_ONCE, attn.soft_cap
-                ))
+                )
+                seen.append(look.of_first(count))
         return Evidence(count, attention=[over_ranks(seen)])
 
     def _choose(self, evidence: Evidence) -> Choice:
@@ -172,40 +200,63 @@ class NativeJob:
         first = stays[choice.order].long().sort(descending=True, stable=True).indices[:number]
         return None if number >= k else choice.order[first]
 
+    def _count_kept(self) -> int:
+        """K, which is known before anything is chosen."""
+        spec, count = self.spec, len(self.spec.token_ids)
+        if spec.kept is not None:
+            return len(spec.kept)
+        floor = int(spec.protected().sum())
+        assert spec.block_size is not None
+        bound = bound_kept(spec.config, count, floor)
+        return round_to_blocks(bound, count, floor, spec.block_size)
+
+    def _move_newest(self, source: Sequence[torch.Tensor], k: int) -> None:
+        """Copy what sliding windows keep into the job's own blocks.
+
+        A window counts positions, so the newest stay there, whatever is chosen elsewhere.
+        """
+        known: list[dict[tuple[Any, ...], torch.Tensor]] = [{} for _ in source]
+        for one in (each for each in self.layers if each.window is not None):
+            group = one.layer.group
+            first = max(0, k - (self.windows[group] or k))
+            newest = torch.arange(first, k - 1, device=self.device)
+            positions = newest + (len(self.spec.token_ids) - k)
+            rows = self.cache.rows(one.layer.module, source[group], positions, known[group])
+            self._write(one, *rows, k, first)
+
     def _move(
         self, source: Sequence[torch.Tensor], kept: torch.Tensor, shared: torch.Tensor | None
     ) -> None:
         """Copy K - 1 positions into the job's own blocks; the last token is left to vLLM."""
-        spec, size = self.spec, self.cache.block_size
-        count, k = len(spec.token_ids), kept.shape[0]
-        known: dict[tuple[int, bool], dict[tuple[Any, ...], torch.Tensor]] = {}
-        own = [self._ids(blocks) for blocks in split(spec.blocks, spec.group_blocks)]
-        for one in self.layers:
-            module, group, first = one.layer.module, one.layer.group, 0
-            positions = kept[:-1]
-            if one.window is not None:
-                # The window counts positions, so here the newest stay, whatever was chosen.
-                first = max(0, k - (self.windows[group] or k))
-                positions = torch.arange(first, k - 1, device=self.device) + (count - k)
-            if shared is not None and one.window is None:
-                keys, values = self._own_rows(one, source[group], k, shared)
+        known: list[dict[tuple[Any, ...], torch.Tensor]] = [{} for _ in source]
+        for one in (each for each in self.layers if each.window is None):
+            group, k = one.layer.group, kept.shape[0]
+            if shared is not None:
+                rows = self._own_rows(one, source[group], k, shared)
             else:
-                found = known.setdefault((group, one.window is None), {})
-                keys, values = self.cache.rows(module, source[group], positions, found)
-            keys = one.back(keys, count - k)
-            offset = first_block(k, self.windows[group], size) * size
-            slots = slots_of(own[group], size, first - offset, k - 1 - offset)
-            self.cache.write(module, keys.contiguous(), values.contiguous(), slots)
+                rows = self.cache.rows(one.layer.module, source[group], kept[:-1], known[group])
+            self._write(one, *rows, k)
+
+    def _write(
+        self, one: NativeLayer, keys: torch.Tensor, values: torch.Tensor, k: int, first: int = 0
+    ) -> None:
+        """Put a layer's rows at the positions ``[first, K - 1)``, keys turned back by N - K."""
+        size, group = self.cache.block_size, one.layer.group
+        keys = one.back(keys, len(self.spec.token_ids) - k)
+        offset = first_block(k, self.windows[group], size) * size
+        slots = slots_of(self._own[group], size, first - offset, k - 1 - offset)
+        self.cache.write(one.layer.module, keys.contiguous(), values.contiguous(), slots)
 
     def _own_rows(
         self, one: NativeLayer, source: torch.Tensor, k: int, shared: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [K - 1, KVH, D] of one layer, of other positions for each KV head."""
         attn, config = one.layer.attn, self.spec.config
-        keys, values = self.cache.read(one.layer.module, source, len(self.spec.token_ids))
+        keys, values = self.cache.read(one.layer.module, source, self.spec.rows)
         scores = scores_of_heads(
             self.queries[attn.name][-HEAD_QUERIES:], keys, values, attn.scale, AT_ONCE,
             attn.soft_cap, (config.protect_first, config.protect_last),
+            len(self.spec.token_ids),
         )
         # The last token is protected, so it is the last of each head.
         rows = choose_for_heads(scores, shared, k)[:, :-1].T

@@ -96,7 +96,7 @@ class NativeWorker:
         return None
 
     def finish(self) -> None:
-        """After the step's forward: the prompts that it completed are due."""
+        """After the step's forward: the prompts and hints that it completed are due."""
         self._due += [one for one in self._now if one.blocks]
         self._now = []
 
@@ -107,8 +107,14 @@ class NativeWorker:
         others by now, but nobody has written into these yet.
         """
         due, self._due = self._due, []
-        return {one.job: self.jobs.pop(one.job).run(one.blocks) for one in due
-                if one.job in self.jobs}
+        results = {}
+        for one in (each for each in due if each.job in self.jobs):
+            spec = self.jobs[one.job].spec
+            if one.stop >= spec.rows:
+                results[one.job] = self.jobs.pop(one.job).run(one.blocks)
+            elif one.start < len(spec.token_ids):
+                self.jobs[one.job].pass_prompt(one.blocks)
+        return results
 
     def release(self, jobs: Sequence[int]) -> None:
         """Forget jobs that nobody waits for."""

@@ -42,7 +42,7 @@ class Demand:
 
     Attributes:
         bytes: of worker memory while it runs.
-        blocks: KV blocks that it holds while it runs: one for each block of the prompt, or those
+        blocks: KV blocks that it holds while it runs: one for each block of what is read, or those
             of its result where vLLM prefills the prompt; 0 without delivery.
         kept: KV blocks of its result, at most.
         spare: blocks that are needed beside these: by vLLM for the prompt, if it prefills it, or
@@ -245,7 +245,7 @@ class JobBoard:
         moved = [one.demand.bytes for one in [*running, entry] if one.spec.native]
         if not running:
             return True
-        tokens = sum(len(one.spec.token_ids) for one in encoded)
+        tokens = sum(one.spec.rows for one in encoded)
         held = sum(one.demand.bytes for one in encoded) + max(moved, default=0)
         return (
             len(encoded) <= self.max_jobs

@@ -93,14 +93,15 @@ class NativeRuns:
         tracked = min(users, key=lambda one: (not one.arrival.first, not one.leads))
         user = tracked.arrival.request_id
         shadow = f"{user}|qm_vllm|{spec.id}"
-        self.runs[spec.id] = Run(spec.id, spec, shadow, user, tracked.arrival.first_shared)
+        # What is sampled behind a hint goes on with the hint: it is nobody's first token.
+        plain = not spec.hint
+        shared = plain and tracked.arrival.first_shared
+        self.runs[spec.id] = Run(spec.id, spec, shadow, user, shared)
         self.new.append(spec)
-        # Where the choice is known no query is needed, only the last token's forward.
-        last = len(spec.token_ids) if tracked.skipped_cache else WINDOW_QUERIES
-        first = tracked.arrival.first and tracked.pending and not tracked.begun
+        first = plain and tracked.arrival.first and tracked.pending and not tracked.begun
         self.shadows.start(
-            tracked.arrival.handle, shadow, spec.token_ids, tracked.arrival.salt,
-            last if spec.looks else 1, first,
+            tracked.arrival.handle, shadow, spec.read_ids, tracked.arrival.salt,
+            computed_last(spec, tracked.skipped_cache), first,
         )
 
     def run_of(self, shadow: str) -> Run | None:
@@ -150,8 +151,8 @@ class NativeRuns:
                 run.begun += 1
             if run.begun >= MOST_PREEMPTIONS:
                 run.error = f"vLLM preempted its prefill {run.begun} times: too few KV blocks"
-            run.reached, count = step.stop, len(run.spec.token_ids)
-            if step.stop > count - WINDOW_QUERIES and step.start < count:
+            run.reached, count, rows = step.stop, len(run.spec.token_ids), run.spec.rows
+            if step.stop > min(rows - WINDOW_QUERIES, count - 1) and step.start < rows:
                 blocks = step.blocks if step.stop >= count else ()
                 found.append(Progress(run.job, step.shadow, step.start, step.stop, blocks))
         return found
@@ -162,7 +163,7 @@ class NativeRuns:
         if run is None or run.error is not None:
             return
         run.late = 0
-        if run.reached < len(run.spec.token_ids):
+        if run.reached < run.spec.rows:
             run.error = "vLLM ended its prefill without a result"
 
     def complete(self, job: int, result: JobResult, tally: Tally) -> int | None:
@@ -176,6 +177,17 @@ class NativeRuns:
             return None
         result.figures["prefill_cached_tokens"] = run.hit
         tally.counts["shadow_prefills"] += 1
-        tally.counts["shadow_tokens"] += len(run.spec.token_ids)
+        tally.counts["shadow_tokens"] += run.spec.rows
         tally.counts["shadow_cached_tokens"] += run.hit or 0
         return run.first
+
+
+def computed_last(spec: JobSpec, skips_cache: bool) -> int:
+    """How many tokens at the end of what a shadow reads it must compute itself.
+
+    The last one's forward ends the prefill; the queries that say what stays are looked at. Before a
+    hint the prompt's last token is needed, too: in its step a sliding window still has all that the
+    request will need of it.
+    """
+    looked = 1 if not spec.looks else spec.rows if skips_cache else spec.window
+    return max(looked, len(spec.hint) + 1)

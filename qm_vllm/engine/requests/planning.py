@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from qm_vllm.compress import needs, protected_positions, round_to_blocks
 from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
-from qm_vllm.engine.memory import bound_kept, job_bytes
+from qm_vllm.engine.memory import bound_kept
 from qm_vllm.engine.messages import JobSpec
-from qm_vllm.engine.native.blocks import own_blocks, prompt_blocks
+from qm_vllm.engine.native.blocks import own_blocks
 from qm_vllm.engine.requests.chat_turns import places
+from qm_vllm.engine.requests.demands import Room, demand_of, must_fit
 from qm_vllm.engine.requests.job_board import Demand
 from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm.layers import resolve_layers
@@ -25,24 +26,6 @@ logger = get_logger(__name__)
 
 NATIVE_FROM = 1024
 """Tokens of the shortest prompt for which one more step of the engine does not count."""
-
-
-@dataclass(frozen=True)
-class Room:
-    """What an engine has for one job.
-
-    Attributes:
-        max_tokens: longest prompt. max_bytes: of worker memory. None: any.
-        blocks: KV blocks of the engine; None: not known yet.
-        no_native: why vLLM cannot prefill prompts for jobs; None if it can.
-        no_inject: why the model's layers cannot be run over a prompt; None if they can.
-    """
-
-    max_tokens: int | None = None
-    max_bytes: int | None = None
-    blocks: int | None = None
-    no_native: str | None = None
-    no_inject: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,10 +74,10 @@ def plan_request(
             config = without_layers(config)
         spec, protected, crowded_out = _spec(arrival, config, depth, score_layers, facts)
         asked = bound_kept(config, arrival.tokens)
-        demand = _demand(spec, protected, facts)
+        demand = demand_of(spec, protected, facts)
     except ConfigError as error:
         raise Untouched("invalid_option", f"invalid option: {error}") from error
-    _fit(demand, arrival.tokens, room)
+    must_fit(spec, demand, facts, room)
     return RequestPlan(spec, demand, protected, asked, crowded_out)
 
 
@@ -158,8 +141,8 @@ def _delivery(
     The encoder, where it runs and is faster: it saves work. But in a conversation that goes on,
     vLLM finds what it computed for the turn before. Elsewhere vLLM prefills the prompt; a request
     that cannot get its first token from that takes one more step than without us, so its prompt
-    must not be short. The request alone decides, not what was served before: equal prompts keep
-    equal tokens.
+    must not be short. With a hint none can: the prefill ends with the hint's last token. The
+    request alone decides, not what was served before: equal prompts keep equal tokens.
     """
     tokens = arrival.tokens
     inject = facts.no_inject is None and room.no_inject is None and arrival.lora is None
@@ -177,7 +160,7 @@ def _delivery(
                 "the answer has one token, for which no KV is kept, and vLLM would prefill the "
                 'prompt in any case; delivery="native" compresses it all the same',
             )
-        if tokens < NATIVE_FROM and not arrival.first:
+        if tokens < NATIVE_FROM and (config.hint or not arrival.first):
             raise Untouched(
                 "short",
                 f"{tokens} prompt tokens: below {NATIVE_FROM:,} the extra step where vLLM prefills "
@@ -245,55 +228,6 @@ def _spec(
     spec = JobSpec(
         id=0, key=digest.hexdigest(), token_ids=ids, config=config, encoder_layers=depth,
         score_layers=score_layers, special_positions=special, block_size=block_size, turns=turns,
-        group_blocks=tuple(own),
+        hint=facts.hints.ids(config.hint), group_blocks=tuple(own),
     )
     return spec, protects, tuple(turn for turn in wanted_turns(config, chat) if turn not in turns)
-
-
-def _demand(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
-    """What the job needs.
-
-    Raises:
-        ConfigError: max_kept cannot hold the protected positions.
-    """
-    tokens, size = len(spec.token_ids), spec.block_size
-    at_most = bound_kept(spec.config, tokens, protected)
-    if size is not None:
-        at_most = round_to_blocks(at_most, tokens, protected, size)
-    held = job_bytes(spec.config, facts.shape, tokens, at_most)
-    if spec.native:
-        return _native_demand(spec, held, facts)
-    if size is None:
-        return Demand(held, 0, 0, 0)
-    kept = -(-max(0, at_most - 1) // size)
-    # Where results are not found through the prefix cache, they are copied once.
-    spare = 1 if facts.prefix_caching else kept + 1
-    return Demand(held, -(-tokens // size), kept, spare)
-
-
-def _native_demand(spec: JobSpec, held: int, facts: EngineFacts) -> Demand:
-    """Blocks of the result, and beside them those in which vLLM prefills the prompt."""
-    size, groups = facts.block_size, len(facts.windows)
-    own, tokens = sum(spec.group_blocks), len(spec.token_ids)
-    source = prompt_blocks(tokens, facts.windows, size, facts.step_tokens)
-    delivered = groups if facts.prefix_caching else own + groups
-    return Demand(held, own, own, max(source, delivered))
-
-
-def _fit(demand: Demand, tokens: int, room: Room) -> None:
-    if room.max_bytes is not None and demand.bytes > room.max_bytes:
-        raise Untouched(
-            "too_long",
-            f"a job of {tokens} prompt tokens needs {_mib(demand.bytes)} and "
-            f"{_mib(room.max_bytes)} are set aside for jobs; raise job_memory_share",
-        )
-    if room.blocks is not None and not demand.fits(room.blocks):
-        raise Untouched(
-            "too_long",
-            f"a job of {tokens} prompt tokens needs {max(demand.blocks, demand.kept)} KV blocks "
-            f"and {demand.spare} more, and the engine has {room.blocks}",
-        )
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB"

@@ -59,7 +59,8 @@ def compressed_report(
     """A request that ran from K positions.
 
     ``seconds``: worker time of its job; ``seconds_waiting``: from its arrival to its result;
-    ``first_token``: whether it has seen the whole "prompt" or the "kept" positions alone.
+    ``first_token``: whether it has seen the whole "prompt" or the "kept" positions alone;
+    ``hint_tokens``: of a hint, that looked at the prompt and are no part of it.
     """
     kept = len(outcome.kept)
     report = {
@@ -77,6 +78,8 @@ def compressed_report(
         "first_token": "prompt" if begun else "kept",
         **outcome.figures,
     }
+    if plan.spec.hint:
+        report["hint_tokens"] = len(plan.spec.hint)
     notes = [*notes, *_crowded_out(plan, outcome, source_tokens)]
     notes += _crowded(plan, kept, source_tokens)
     if notes:

@@ -16,11 +16,12 @@ from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.messages import BlockCopy, JobResult, StepMessage, WorkerMessage, WorkerStart
 from qm_vllm.engine.requests import first_tokens
 from qm_vllm.engine.requests.delivered import copies, publish
+from qm_vllm.engine.requests.demands import Room
 from qm_vllm.engine.requests.job_board import BoardEntry, JobBoard, Store
 from qm_vllm.engine.requests.memo import Memo, Outcome
 from qm_vllm.engine.requests.minute_line import MinuteLine
 from qm_vllm.engine.requests.native_runs import NativeRuns, Shadows, Step
-from qm_vllm.engine.requests.planning import Room, plan_or_reason
+from qm_vllm.engine.requests.planning import plan_or_reason
 from qm_vllm.engine.requests.report import report_of
 from qm_vllm.engine.requests.starting import told, warn
 from qm_vllm.engine.requests.tally import Tally

@@ -9,7 +9,7 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.memory import longest_job
 from qm_vllm.engine.messages import WorkerStart
-from qm_vllm.engine.requests.planning import Room
+from qm_vllm.engine.requests.demands import Room
 from qm_vllm_patches.log import get_logger
 
 logger = get_logger(__name__)
@@ -19,6 +19,8 @@ def warn(config: QuickMergeConfig, facts: EngineFacts) -> None:
     """Say once if the engine's own delivery cannot work in it."""
     inject, native = facts.no_inject, facts.no_native
     problem = {"inject": inject, "native": native, "auto": inject and native}.get(config.delivery)
+    if config.hint:
+        problem = problem or facts.hints.problem
     if config.enabled and problem:
         logger.warning("qm_vllm: all requests will pass untouched: %s", problem)
     elif config.enabled and config.delivery == "auto" and inject:

@@ -1,8 +1,13 @@
 """Every method of the bench that runs in this process, by one list."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from qm_vllm.compress import compress
+from qm_vllm.config import QuickMergeConfig
+from qm_vllm.layers import resolve_layers
 from qm_vllm_eval.methods import (
     METHODS,
     Budget,
@@ -14,6 +19,8 @@ from qm_vllm_eval.methods import (
     truncation,
 )
 from qm_vllm_eval.methods import random as random_method
+from qm_vllm_eval.methods.base import Asked
+from qm_vllm_eval.methods.quickmerge import options
 from qm_vllm_eval.reference.decoder import Decoder
 from qm_vllm_eval.reference.prefill import Prefill
 from qm_vllm_eval.reference.reader import Reader
@@ -88,11 +95,6 @@ def test_variants_of_quickmerge_differ(prefill):
 
 def test_quickmerge_matches_the_core(prefill):
     """The bench's own wiring against qm_vllm.compress.compress on the same evidence."""
-    from qm_vllm.compress import compress
-    from qm_vllm.config import QuickMergeConfig
-    from qm_vllm.layers import resolve_layers
-    from qm_vllm_eval.methods.quickmerge import options
-
     request = request_for(prefill, 90)
     config = QuickMergeConfig(**options("quickmerge", 90, visible=True))
     depth, (first, last) = resolve_layers(config, prefill.decoder.num_layers)
@@ -112,6 +114,31 @@ def test_quickmerge_matches_the_core(prefill):
     )
     torch.testing.assert_close(ours.values[depth], upper[0][1])
     torch.testing.assert_close(ours.values[-1], upper[-1][1])
+
+
+@pytest.mark.parametrize("name", ["quickmerge", "native"])
+@pytest.mark.parametrize("visible", [True, False])
+def test_a_hint_looks_behind_what_may_be_seen(name, visible):
+    """A blind method with a hint keeps what one keeps whose prompt ends with it, but its ends."""
+    decoder, context = Decoder(tiny("llama")), random_prompt(200, 11)
+    whole = Prefill.run(decoder, context)
+    kept = []
+    for seed in (12, 13, 12):
+        hint = random_prompt(20, seed)
+        asked = Asked("any", 20, Prefill.run(decoder, [*context, *hint]))
+        request = Request(whole, int(visible), 70, visible=visible, hint=asked)
+        kept.append(METHODS[name].compress(request).kept)
+    blind = METHODS[name].compress(replace(request, hint=None, shared={})).kept
+    assert kept[0] == kept[2] != kept[1]
+    assert blind not in kept
+    seen = [asked.prefill.head_attention(layer, 64 if visible else 20)[..., :200]
+            for layer in (2, 3)]
+    chosen = options("quickmerge", 70, visible=visible)
+    want = compress(
+        whole.states[4], QuickMergeConfig(**{**chosen, "query_visible": True}), attention=seen
+    )
+    held = int(visible)
+    assert kept[2] == want.kept[: 70 - held].tolist()
 
 
 def test_a_blind_method_does_not_see_the_question():
