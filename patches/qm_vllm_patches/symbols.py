@@ -160,7 +160,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "max_model_len", "model", "quantization", "revision", "runner_type",
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
-    "SchedulerConfig": ("async_scheduling", "max_num_batched_tokens"),
+    "SchedulerConfig": ("async_scheduling", "max_num_batched_tokens", "policy"),
     "CompilationConfig": ("cudagraph_mode",),
     "DeviceConfig": ("device_type",),
     "ParallelConfig": (
