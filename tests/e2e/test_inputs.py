@@ -30,7 +30,7 @@ FLAGS = (
 )
 LANGUAGES = {
     "Chinese": ("清晨的城市还在沉睡，河边的老人已经开始打太极拳。", "老人在哪里打拳？"),
-    "Japanese": ("朝の街はまだ眠っていて、川辺では老人が体操を始めていた。", "老人はどこにいますか？"),
+    "Japanese": ("朝の街はまだ眠り、川辺の老人は体操を始めた。", "老人はどこにいますか？"),
     "Arabic": ("كانت المدينة نائمة عند الفجر، وبدأ الشيخ رياضته قرب النهر. ", "أين كان الشيخ؟"),
     "Hindi": ("सुबह शहर सो रहा था और नदी के किनारे एक बूढ़ा आदमी टहल रहा था। ", "आदमी कहाँ था?"),
     "emoji": ("👩‍👩‍👧‍👦 met 👨🏽‍🚀 and 🏴󠁧󠁢󠁳󠁣󠁴󠁿 🇯🇵🇧🇷 ❤️‍🔥 at 1️⃣2️⃣:00. ", "Who met 👨🏽‍🚀?"),
@@ -197,9 +197,10 @@ def test_half_a_surrogate_pair_is_no_error_of_the_server(server, path, place, op
     )
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
-            assert report(json.load(answer))["status"] == "compressed"
+            status, content = answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
-        assert 400 <= error.code < 500, error.read()[:300]
+        status, content = error.code, error.read()
+    assert 400 <= status < 500 or report(content)["status"] == "compressed", content
 
 
 @pytest.mark.parametrize(("quoted", "shown"), [
