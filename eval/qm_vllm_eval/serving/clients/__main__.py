@@ -35,7 +35,7 @@ FLAGS = (
     "--served-model-name", MODEL, "--ratio", "0.4", "--dtype", "float32", "--block-size", "32",
     "--max-model-len", "4096", "--enforce-eager", "--enable-auto-tool-choice",
     "--tool-call-parser", "hermes",
-    "--structured-outputs-config", '{"disable_any_whitespace": true}',
+    "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
 )
 WORDS = 450
 """Of the document: some 600 tokens."""

@@ -12,7 +12,7 @@ QUARTER = {"vllm_xargs": {"qm_ratio": 0.25}}
 """The option that the checks send; the server itself keeps more."""
 WRONG = {"vllm_xargs": {"qm_ratio": 3}}
 SCHEMA = {
-    "type": "object", "properties": {"word": {"type": "string", "maxLength": 8}},
+    "type": "object", "properties": {"word": {"type": "string", "pattern": "^[a-z]{1,8}$"}},
     "required": ["word"], "additionalProperties": False,
 }
 TOOL = {"name": "look_up", "description": "Looks a word up.", "parameters": SCHEMA}
