@@ -64,7 +64,11 @@ def main() -> int:
         folder = Path(name)
         log = options.log or folder / "log.txt"
         with Server([str(model), *FLAGS], log) as server:
-            checks = list(_checks(chosen, options.python, server.address, model, folder))
+            checks: list[Check] = []
+            for one in _checks(chosen, options.python, server.address, model, folder):
+                checks.append(one)
+                result = "ok" if one.ok else "FAILED"
+                print(f"{one.client}: {one.check}: {result}", file=sys.stderr, flush=True)
             if not server.alive():
                 checks.append(Check("server", "lives", False, server.tail()))
     show(checks)
