@@ -98,6 +98,7 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         self.shadows: Shadows | None = None
         self._own_sampling = has_processors(vllm_config)
+        self._by_priority = vllm_config.scheduler_config.policy == "priority"
         settings, cache = read_settings(vllm_config), read_cache(kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
             self.scheduler_side = self.make_scheduler_side(settings, cache)
@@ -141,7 +142,9 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
 
     def on_new_request(self, request: Request) -> None:
         if not self._is_shadow(request):
-            self.scheduler_side.arrived(arrival(request, own_sampling=self._own_sampling))
+            self.scheduler_side.arrived(arrival(
+                request, own_sampling=self._own_sampling, by_priority=self._by_priority
+            ))
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int

@@ -24,6 +24,7 @@ class Arrival:
         one_token: its answer has no more than one token.
         first: another request may sample its first token. first_shared: which is then the same as
             that of all such requests.
+        priority: the lower, the earlier; 0 where the engine does not schedule by it.
     """
 
     request_id: str
@@ -41,6 +42,7 @@ class Arrival:
     one_token: bool = False
     first: bool = False
     first_shared: bool = False
+    priority: int = 0
 
 
 class RequestHandle:
@@ -111,11 +113,14 @@ class RequestHandle:
         request.update_block_hashes()
 
 
-def arrival(request: Request, *, own_sampling: bool = False) -> Arrival:
+def arrival(
+    request: Request, *, own_sampling: bool = False, by_priority: bool = False
+) -> Arrival:
     """Read a request that has just been added to the scheduler.
 
     Args:
         own_sampling: the engine has processors of logits that vLLM does not know.
+        by_priority: the engine schedules by priority.
     """
     params, ids = request.sampling_params, request.prompt_token_ids
     first = not own_sampling and first_token.can_be_given(params)
@@ -135,6 +140,7 @@ def arrival(request: Request, *, own_sampling: bool = False) -> Arrival:
         one_token=params is not None and params.max_tokens == 1,
         first=first,
         first_shared=first and params is not None and first_token.is_the_same_for_all(params),
+        priority=request.priority if by_priority else 0,
     )
 
 

@@ -88,10 +88,11 @@ OPTIONAL: dict[str, tuple[tuple[str, ...], str]] = {
 
 ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "vllm": (("LLM", "ModelRegistry", "SamplingParams", "__version__"), "llm.py, models.py"),
+    "vllm.benchmarks.serve": (("add_cli_args", "main"), "bench.py"),
     "vllm.engine.arg_utils": (("EngineArgs",), "llm.py"),
     "vllm.entrypoints.cli.serve": (("ServeSubcommand",), "llm.py"),
     "vllm.logger": (("configure_logging_from_args",), "llm.py"),
-    "vllm.utils.argparse_utils": (("FlexibleArgumentParser",), "llm.py"),
+    "vllm.utils.argparse_utils": (("FlexibleArgumentParser",), "bench.py, llm.py"),
     "vllm.model_executor.layers.activation": (("SiluAndMul",), "fused_ops.py"),
     "vllm.model_executor.layers.layernorm": (("RMSNorm",), "fused_ops.py"),
     "vllm.model_executor.models.llama": (("LlamaForCausalLM",), "served_prior.py"),
@@ -160,7 +161,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "max_model_len", "model", "quantization", "revision", "runner_type",
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
-    "SchedulerConfig": ("async_scheduling", "max_num_batched_tokens"),
+    "SchedulerConfig": ("async_scheduling", "max_num_batched_tokens", "policy"),
     "CompilationConfig": ("cudagraph_mode",),
     "DeviceConfig": ("device_type",),
     "ParallelConfig": (

@@ -19,6 +19,11 @@ from qm_vllm.errors import UserError
 from qm_vllm.reports import report_of
 from qm_vllm.request_options import request_args
 
+NO_CHARACTER = "\ufffd"
+"""What decoders write for bytes that are no character."""
+MOST_JOINED = 16
+"""Tokens that are tried as one text: a character has four at most, and may share its last one."""
+
 
 @takes_options(
     "ratio", "max_kept", "alpha", "max_error", "preset", "saliency", "query_visible", "hint"
@@ -142,10 +147,31 @@ def page_data(
     low, high = min(scores), max(scores)
     span = (high - low) or 1.0
     return {
-        "tokens": [tokenizer.decode([token]) for token in ids],
+        "tokens": token_texts(tokenizer, ids),
         "kept": kept,
         "scores": [(score - low) / span for score in scores],
         "groups": groups,
         "protected": protected.tolist(),
         "report": {key: value for key, value in report.items() if key != "details"},
     }
+
+
+def token_texts(tokenizer: Any, ids: list[int]) -> list[str | None]:
+    """The text of each token.
+
+    Characters beyond the most common ones are several tokens, none of which is text by itself. The
+    first of these gets the text of all, the others None. Bytes that make no character at all stay
+    as the tokenizer shows them.
+    """
+    texts: list[str | None] = []
+    while len(texts) < len(ids):
+        start = len(texts)
+        text, rest = tokenizer.decode([ids[start]]), 0
+        ends = range(start + 2, min(len(ids), start + MOST_JOINED) + 1)
+        for stop in ends if NO_CHARACTER in text else ():
+            joined = tokenizer.decode(ids[start:stop])
+            if NO_CHARACTER not in joined:
+                text, rest = joined, stop - start - 1
+                break
+        texts += [text, *[None] * rest]
+    return texts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from qm_vllm.cli.page_style import STYLE
@@ -21,10 +22,10 @@ def build_page(data: Mapping[str, Any]) -> str:
     """HTML of the inspection of one prompt; nothing in it refers to another file.
 
     Args:
-        data: ``tokens`` (texts), ``kept`` (bools), ``scores`` (0 to 1), ``groups`` (index of
-            the kept token, counted among the kept, that a token joined; -1: none),
-            ``protected`` (bools), all of one length; ``report`` (the request's report);
-            ``title`` (optional).
+        data: ``tokens`` (texts; None: the token is the rest of the text before), ``kept`` (bools),
+            ``scores`` (0 to 1), ``groups`` (index of the kept token, counted among the kept, that
+            a token joined; -1: none), ``protected`` (bools), all of one length; ``report`` (the
+            request's report); ``title`` (optional).
 
     Raises:
         ValueError: the lists differ in length.
@@ -35,10 +36,10 @@ def build_page(data: Mapping[str, Any]) -> str:
             raise ValueError(f"{name} has {len(data[name])} entries for {count} tokens")
     title = html.escape(str(data.get("title") or "Inspected prompt"))
     states = token_states(data["kept"], data["groups"])
+    begins = [i for i, text in enumerate(data["tokens"]) if text is not None or i == 0]
     body = "".join(
-        _token(i, data["tokens"][i], states[i], data["scores"][i], data["groups"][i],
-               data["protected"][i])
-        for i in range(count)
+        _cell(data, states, range(begin, end))
+        for begin, end in pairwise([*begins, count])
     )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -69,16 +70,20 @@ def visible(token: str) -> str:
     return text.replace("\n", "<i>⏎</i>\n")
 
 
-def _token(
-    index: int, token: str, state: str, score: float, group: int, protected: bool
-) -> str:
-    place = f"group {group}" if group >= 0 else "no group"
-    hint = f"token {index} · score {score:.3f} · {place} · {state}"
-    classes = f"{state[0]} h{shade(score)}"
-    if protected:
-        hint += " · protected"
+def _cell(data: Mapping[str, Any], states: list[str], tokens: range) -> str:
+    """One text and the tokens that it consists of: shown as the one of which most is left."""
+    hints = []
+    for index in tokens:
+        group, score = data["groups"][index], data["scores"][index]
+        place = f"group {group}" if group >= 0 else "no group"
+        hint = f"token {index} · score {score:.3f} · {place} · {states[index]}"
+        hints.append(hint + (" · protected" if data["protected"][index] else ""))
+    state = min((states[index] for index in tokens), key=list(LABELS).index)
+    classes = f"{state[0]} h{shade(max(data['scores'][index] for index in tokens))}"
+    if any(data["protected"][index] for index in tokens):
         classes += " p"
-    return f'<span class="{classes}" title="{hint}">{visible(token)}</span>'
+    text = visible(data["tokens"][tokens[0]] or "")
+    return f'<span class="{classes}" title="{"; ".join(hints)}">{text}</span>'
 
 
 def _figures(data: Mapping[str, Any], states: list[str]) -> str:

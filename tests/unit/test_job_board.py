@@ -63,15 +63,62 @@ def test_equal_requests_share_a_job_until_the_last_leaves():
     assert not board.entries
 
 
-def test_admission_is_bounded_and_in_order_and_urgent_goes_first():
+def test_admission_is_bounded_and_in_order_and_who_waited_before_goes_first():
     board = JobBoard(2, 10_000)
     for name in "abc":
         board.join(spec(name), demand(), "r" + name)
-    board.join(spec("z"), demand(), "rz", urgent=True)
+    board.join(spec("z"), demand(), "rz", again=True)
     assert keys(board.take_new()) == ["z", "a"]
     assert board.take_new() == []
     board.leave("z", "rz")
     assert keys(board.take_new()) == ["b"]
+
+
+def test_the_queue_is_by_priority_and_then_by_arrival():
+    board = JobBoard(1)
+    for name, priority in (("a", 5), ("b", 5), ("c", 0), ("d", 9), ("e", 0)):
+        board.join(spec(name), demand(), "r" + name, priority=priority)
+    board.join(spec("z"), demand(), "rz", priority=5, again=True)
+    began = []
+    while specs := board.take_new():
+        began += keys(specs)
+        board.leave(specs[0].key, "r" + specs[0].key)
+    assert began == list("cezabd")
+
+
+def test_an_urgent_job_is_begun_before_ten_that_wait_and_ends_none_that_runs():
+    board, pool = JobBoard(2), Pool(100)
+    board.blocks = pool
+    for number in range(10):
+        board.join(spec(f"k{number}", 40 * SIZE, SIZE), demand(40, 10), f"r{number}", priority=5)
+    running = board.take_new()
+    assert keys(running) == ["k0", "k1"]
+    board.join(spec("short", SIZE, SIZE), demand(1, 1), "short", priority=-1)
+    board.join(spec("long", 78 * SIZE, SIZE), demand(78, 10), "long", priority=-1)
+    assert board.take_new() == []
+    assert {one.id for one in running} == board.running()
+    board.finish(running[0].id, 10 * SIZE + 1)
+    assert keys(board.take_new()) == ["short"]
+    board.finish(running[1].id, 10 * SIZE + 1)  # the long one collects blocks, nobody overtakes it
+    assert board.take_new() == []
+    board.leave("k0", "r0")
+    board.leave("k1", "r1")
+    assert keys(board.take_new()) == ["long"]
+
+
+def test_a_job_that_waits_is_as_urgent_as_its_most_urgent_user():
+    board = JobBoard(1)
+    for name in "abc":
+        board.join(spec(name), demand(), "r" + name, priority=5)
+    board.join(spec("c"), demand(), "another", priority=1)
+    board.join(spec("b"), demand(), "third", priority=7)
+    assert list(board.queue) == ["c", "a", "b"]
+    (sent,) = board.take_new()
+    assert sent.key == "c"
+    board.join(spec("c"), demand(), "fourth", priority=0)  # it runs already
+    assert list(board.queue) == ["a", "b"]
+    board.restart()
+    assert list(board.queue) == ["c", "a", "b"]
 
 
 def test_a_queued_job_without_users_is_never_sent():
@@ -157,7 +204,7 @@ def test_only_the_first_in_the_queue_holds_blocks():
     join(board, "a", blocks=60, kept=20)
     assert board.take_new() == []
     assert pool.free == 0
-    board.join(spec("z", 3, SIZE), demand(blocks=30, kept=10), "rz", urgent=True)
+    board.join(spec("z", 3, SIZE), demand(blocks=30, kept=10), "rz", again=True)
     assert keys(board.take_new()) == ["z"]
     assert board.entries["z"].blocks
     pool.give_back(others)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from qm_vllm.cli.inspect import token_texts
 from qm_vllm.cli.page import build_page, shade, token_states, visible
 
 
@@ -36,6 +37,33 @@ def test_every_token_has_state_shade_and_hint():
     assert re.findall(r'<span class="([^"]+)"', main) == ["k h10 p", "m h5", "d h0", "k h2"]
     assert 'title="token 0 · score 1.000 · group 0 · kept · protected"' in main
     assert 'title="token 2 · score 0.000 · no group · dropped"' in main
+
+
+def test_a_character_of_several_tokens_is_one_cell():
+    page = build_page(page_input(tokens=["<b>", "👨", None, "end"]))
+    main = page[page.index("<main") : page.index("</main>")]
+    assert re.findall(r'<span class="([^"]+)" title="[^"]+">([^<]*)', main) == [
+        ("k h10 p", "&lt;b&gt;"), ("m h5", "👨"), ("k h2", "end"),
+    ]
+    assert "token 1 · score 0.500 · group 0 · merged; token 2 · score 0.000" in main
+    assert "<dt>Tokens</dt><dd>4</dd>" in page
+
+
+class Bytes:
+    """A tokenizer with a token for each byte."""
+
+    def decode(self, ids):
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize(("text", "cells"), [
+    (b"a\xc3\xa9b", ["a", "é", None, "b"]),
+    ("👩‍👧".encode(), ["👩", *[None] * 3, "\u200d", *[None] * 2, "👧", *[None] * 3]),
+    (b"\xffab", ["\ufffd", "a", "b"]),
+    (b"ok\xf0\x9f\x91", ["o", "k", "\ufffd", "\ufffd", "\ufffd"]),
+])
+def test_texts_of_tokens_are_whole_characters(text, cells):
+    assert token_texts(Bytes(), list(text)) == cells
 
 
 def test_counts_are_those_of_the_data():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -65,11 +64,13 @@ class BoardEntry:
 
     Attributes:
         spec: carries the id and the blocks once it was sent.
+        rank: in the queue: its most urgent priority, not whether one has waited before, its number.
         blocks: leased so far; after its end those of the result.
     """
 
     spec: JobSpec
     demand: Demand
+    rank: tuple[int, bool, int] = (0, True, 0)
     users: set[str] = field(default_factory=set)
     blocks: list[int] = field(default_factory=list)
     sent: bool = False
@@ -82,10 +83,10 @@ class BoardEntry:
 
 
 class JobBoard:
-    """Admits jobs to the worker, first come, first served; one job serves all equal requests.
+    """Admits jobs to the worker by priority, then as they came; one job serves all equal requests.
 
     The first in the queue collects blocks as they become free, so that it is not overtaken for
-    ever by requests that need fewer. Nobody else in the queue holds any.
+    ever by requests that need fewer. Nobody else in the queue holds any. No job stops for another.
 
     Args:
         max_jobs: that a worker may run at once.
@@ -99,10 +100,10 @@ class JobBoard:
     ) -> None:
         self.max_jobs, self.max_tokens, self.max_bytes = max_jobs, max_tokens, max_bytes
         self.entries: dict[str, BoardEntry] = {}
-        self.queue: deque[str] = deque()
+        self.queue: list[str] = []
         self.blocks: Blocks | None = None
         self._releases: list[int] = []
-        self._next_id = 1
+        self._next_id, self._arrivals = 1, 0
         self._levels, self._idle_steps, self._rest = (0, 0), 0, False
 
     def live(self) -> int:
@@ -119,15 +120,30 @@ class JobBoard:
         return before != self._levels
 
     def join(
-        self, spec: JobSpec, demand: Demand, request_id: str, *, urgent: bool = False
+        self, spec: JobSpec, demand: Demand, request_id: str, priority: int = 0, *,
+        again: bool = False,
     ) -> BoardEntry:
-        """Make a request a user of the job, which is queued if it is new."""
+        """Make a request a user of the job, which is queued if it is new.
+
+        Args:
+            priority: the lower, the earlier; a job that waits is as urgent as its most urgent user.
+            again: the request has had its turn in the queue before.
+        """
         entry = self.entries.get(spec.key)
         if entry is None:
-            entry = self.entries[spec.key] = BoardEntry(spec, demand)
-            (self.queue.appendleft if urgent else self.queue.append)(spec.key)
+            self._arrivals += 1
+            rank = (priority, not again, self._arrivals)
+            entry = self.entries[spec.key] = BoardEntry(spec, demand, rank)
+            self._queue(spec.key)
+        elif priority < entry.rank[0]:
+            entry.rank = (priority, *entry.rank[1:])
+            self._queue()
         entry.users.add(request_id)
         return entry
+
+    def _queue(self, *keys: str) -> None:
+        self.queue += keys
+        self.queue.sort(key=lambda key: self.entries[key].rank)
 
     def leave(self, key: str, request_id: str) -> None:
         """A request was served, failed or ended; a job without users is dropped."""
@@ -177,7 +193,7 @@ class JobBoard:
         for entry in entries:
             self._stop(entry)
             entry.sent = entry.done = False
-        self.queue.extendleft(entry.spec.key for entry in reversed(entries))
+        self._queue(*(entry.spec.key for entry in entries))
 
     def stop_collecting(self) -> None:
         """Give back what jobs in the queue have collected."""
@@ -218,7 +234,7 @@ class JobBoard:
             self._rest = False
             return []
         specs: list[JobSpec] = []
-        for key in list(self.queue)[1:]:  # an urgent one may have gone before
+        for key in self.queue[1:]:  # a more urgent one may have gone before
             self._give_back(self.entries[key], 0)
         while self.queue:
             entry = self.entries[self.queue[0]]
@@ -226,7 +242,7 @@ class JobBoard:
                 break
             if not self._lease(entry, growing):
                 break
-            self.queue.popleft()
+            self.queue.pop(0)
             entry.sent = True
             entry.spec = replace(entry.spec, id=self._next_id, blocks=tuple(entry.blocks))
             self._next_id += 1

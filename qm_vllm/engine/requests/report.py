@@ -102,7 +102,7 @@ def _crowded_out(plan: RequestPlan, outcome: Outcome, source_tokens: int) -> lis
 
 def _crowded(plan: RequestPlan, kept: int, source_tokens: int) -> list[str]:
     """A sentence where the protected positions left nothing of the budget to choose."""
-    if kept == source_tokens or plan.protected < plan.asked:
+    if plan.asked == source_tokens or plan.protected < plan.asked:
         return []
     return [
         f"{plan.protected} positions are protected and the budget is {plan.asked}, so "

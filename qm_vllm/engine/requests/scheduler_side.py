@@ -97,10 +97,11 @@ class SchedulerSide:
 
     def _wait(self, tracked: Tracked) -> None:
         """Hold a request back until its job is done."""
-        assert tracked.plan is not None
+        arrival, plan = tracked.arrival, tracked.plan
+        assert plan is not None
         # The scheduler turns "ask again later" into "prefill everything" under this flag.
-        tracked.arrival.handle.skips_cache = False
-        entry = self.board.join(tracked.plan.spec, tracked.plan.demand, tracked.arrival.request_id)
+        arrival.handle.skips_cache = False
+        entry = self.board.join(plan.spec, plan.demand, arrival.request_id, arrival.priority)
         tracked.leads = len(entry.users) == 1
 
     # --- prompts that vLLM prefills ---------------------------------------------------------
@@ -203,13 +204,13 @@ class SchedulerSide:
         missing = len(tracked.outcome.kept) - 1 - computed
         if tracked.prefills or missing <= 0 or tracked.notes:
             return 0
-        spec = tracked.plan.spec
+        spec, arrival = tracked.plan.spec, tracked.arrival
         if self.config.encoder_batch or spec.native:  # rounding may be another this time
             spec = replace(spec, kept=tuple(tracked.outcome.kept))
         whole = len(spec.token_ids) == len(tracked.outcome.kept)
         if whole and missing < self.facts.block_size and spec.key not in self.board.entries:
             return 0  # all was kept: what a block does not hold is prefilled as usual
-        entry = self.board.join(spec, tracked.plan.demand, request_id, urgent=True)
+        entry = self.board.join(spec, tracked.plan.demand, request_id, arrival.priority, again=True)
         return missing if entry.done else None
 
     def allocated(self, request_id: str, blocks: Sequence[list[int]], external: int) -> None:

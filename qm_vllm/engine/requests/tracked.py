@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +67,10 @@ class Tracked:
         return chained_salt(self.arrival.salt, self.plan.spec.key + unshared)
 
 
+SECRET = secrets.token_hex(16)
+"""Of this process. A client may choose any salt for a plain prompt, so ours must not be known."""
+
+
 def chained_salt(original: str | None, key: str) -> str:
-    """A salt that is bound to a key and to the user's own salt."""
-    return hashlib.sha256(f"{original or ''}|{key}".encode()).hexdigest()
+    """A salt that is bound to a key and to the user's own salt; no client can name it."""
+    return hashlib.sha256(repr((SECRET, original or "", key)).encode()).hexdigest()
