@@ -101,8 +101,8 @@ class SchedulerSide:
         assert plan is not None
         # The scheduler turns "ask again later" into "prefill everything" under this flag.
         arrival.handle.skips_cache = False
-        entry = self.board.join(plan.spec, plan.demand, arrival.request_id, arrival.priority)
-        tracked.leads = len(entry.users) == 1
+        tracked.leads = plan.spec.key not in self.board.entries
+        self.board.join(plan.spec, plan.demand, arrival.request_id, arrival.priority)
 
     # --- prompts that vLLM prefills ---------------------------------------------------------
     def before_step(self) -> None:
@@ -221,12 +221,11 @@ class SchedulerSide:
         tracked.allocated = True
         if tracked.plan is None:
             return
-        key = tracked.plan.spec.key
         if external:
             assert tracked.outcome is not None
-            entry, kept = self.board.entries[key], len(tracked.outcome.kept)
+            entry, kept = self.board.entries[tracked.plan.spec.key], len(tracked.outcome.kept)
             self.copies += copies(request_id, entry, kept, blocks, external, self.facts)
-        self.served.append((key, request_id))
+        self.served.append((tracked.plan.spec.key, request_id))
 
     def step_message(
         self, scheduled_tokens: int = 0, shadows: Sequence[Step] = (),

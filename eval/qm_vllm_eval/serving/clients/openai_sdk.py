@@ -28,7 +28,7 @@ class Checks:
     def __init__(self, address: str, text: str) -> None:
         self.address, self.text = f"{address}/v1", text
         self.client: Any = openai.OpenAI(base_url=self.address, api_key="none", max_retries=0)
-        self.chats = self.client.chat.completions
+        self.chats: Any = self.client.chat.completions
         self.common: dict[str, Any] = {
             "model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 8,
             "temperature": 0, "extra_body": QUARTER,
