@@ -27,7 +27,7 @@ TOOL = {
     "name": "look_up",
     "description": "Looks a word up.",
     "parameters": {
-        "type": "object", "properties": {"word": {"type": "string", "maxLength": 6}},
+        "type": "object", "properties": {"word": {"type": "string", "pattern": "^[a-z]{1,6}$"}},
         "required": ["word"], "additionalProperties": False,
     },
 }
