@@ -42,8 +42,7 @@ def test_keep_all_equals_plain_vllm_over_64_tokens(llm, essay_ids, plain_tokens,
 
 
 @pytest.mark.parametrize(("visible", "hint"), [
-    (True, ""), (False, ""), (True, "Which founders are named?"),
-    (False, "Which founders are named?"),
+    (True, ""), (False, ""), (False, "Which founders are named?"),
 ])
 def test_equals_transformers_reference(llm, smollm2, essay_ids, visible, hint):
     ids, asked = essay_ids(LENGTH), llm.get_tokenizer().encode(hint, add_special_tokens=False)
