@@ -51,7 +51,6 @@ class Shadows:
         self.live: dict[str, Request] = {}
         self.limits: dict[str, int] = {}
         self.ended: set[str] = set()
-        self.first: set[str] = set()
         self.given: list[tuple[Request, int, str | None]] = []
         self.broken: list[Request] = []
 
@@ -72,8 +71,6 @@ class Shadows:
         """
         model: Any = handle.request
         params = first_token.sampling(model.sampling_params if first else None)
-        if first:
-            self.first.add(shadow)
         request = Request(
             shadow, list(token_ids), params, None,
             client_index=model.client_index, arrival_time=model.arrival_time,
@@ -166,10 +163,9 @@ class ShadowScheduler:
                     else:
                         shown.append(one)
                 each.outputs = shown
-        for shadow in hidden.keys() & shadows.first:
-            if tokens := hidden[shadow].new_token_ids:  # none where vLLM ended it with an error
+        for shadow, output in hidden.items():
+            if tokens := output.new_token_ids:  # none where vLLM ended it with an error
                 self._half.first_token(shadow, tokens[0])
-        shadows.first -= shadows.ended
         shadows.ended = set()
         self._tell(found, hidden)
         if self._figures is not None:

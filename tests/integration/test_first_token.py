@@ -8,7 +8,7 @@ from qm_vllm import QuickMergeConfig
 from tests.engines import engine, forced_async, random_prompt, scheduler_of
 from tests.families import make_model
 from tests.integration.generate import greedy, run
-from tests.integration.preempting import preempt
+from tests.integration.preempting import forget_blocks, preempt
 from tests.native_reference import NativeReference
 
 BLOCK, STEPS, RATIO = 32, 8, 0.15
@@ -134,10 +134,35 @@ def test_equal_prompts_begin_alike_together_and_later(live):
         assert tokens == together[0][0]
         assert tokens[0] == whole[0]
     assert later[0][1]["cached"]
-    # Other weights may answer now: what was kept is remembered, what was said is not.
+    # Other weights may answer now: what was kept is remembered, what was said is sampled anew.
     scheduler_of(live).reset_prefix_cache()
-    ((_, report),) = run(live, [ids], sampling())
-    assert (report["cached"], report["first_token"]) == (True, "kept")
+    ((tokens, report),) = run(live, [ids], sampling())
+    assert (report["cached"], report["first_token"]) == (True, "prompt")
+    assert tokens == together[0][0]
+
+
+def test_a_first_token_does_not_depend_on_who_asked_before(live):
+    """Whoever a prompt was prefilled for, and however often, the next greedy answer begins alike."""
+    ids = random_prompt(500, 69)
+    ((alone, _),) = run(live, [ids], sampling())
+    scheduler = scheduler_of(live)
+    scheduler.reset_prefix_cache(reset_connector=True)
+    _, report = ask(live, ids, sampling(seed=3, temperature=1.0))
+    assert report["first_token"] == "kept"
+    ((tokens, report),) = run(live, [ids], sampling())
+    assert (report["cached"], report["first_token"], tokens) == (True, "prompt", alone)
+    # One that was preempted and whose blocks are gone: its job is done again.
+    live.llm_engine.add_request("r", {"prompt_token_ids": ids}, sampling())
+    happened = False
+    while live.llm_engine.has_unfinished_requests():
+        answered = [out for out in live.llm_engine.step() if out.outputs[0].token_ids]
+        if answered and not happened:
+            happened = True
+            preempt(scheduler)
+            forget_blocks(scheduler)
+    assert happened
+    ((tokens, report),) = run(live, [ids], sampling())
+    assert (report["cached"], report["first_token"], tokens) == (True, "prompt", alone)
 
 
 def test_answers_that_are_drawn_share_no_first_token(live):

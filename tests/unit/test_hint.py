@@ -188,7 +188,7 @@ def test_a_shadow_reads_the_hint_and_its_token_is_nobodys(hint):
     runs.start(one, [tracked])
     assert shadows.started == (one.read_ids, WINDOW_QUERIES, not hint)
     (run,) = runs.runs.values()
-    assert run.first_shared is not bool(hint)
+    assert run.shared is not bool(hint)
     steps = [ShadowStep(run.shadow, start, stop, ([start],)) for start, stop in pairwise(
         [0, 300, N - 40, N, one.rows] if hint else [0, 300, N - 40, N]
     )]

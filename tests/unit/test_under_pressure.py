@@ -115,7 +115,6 @@ class Scheduler:
         self.jobs: dict[int, tuple[JobSpec, int]] = {}
         self.served: dict[str, dict] = {}
         self.redone = 0
-        self.first: set[str] = set()
         self.due: set[int] = set()
 
     def add(self, name: str, length: int, wanted: int, **options) -> None:
@@ -130,8 +129,6 @@ class Scheduler:
         self.waiting.append(request)
 
     def start(self, handle, shadow: str, token_ids, salt, last: int, first: bool) -> None:
-        if first:
-            self.first.add(shadow)
         chunk = self.random.choice([len(token_ids), 300])
         self.waiting.append(
             Asked(list(token_ids), salt=salt, name=shadow, shadow=True, chunk=chunk)
@@ -248,7 +245,7 @@ class Scheduler:
             self.stop(shadow)
             self.side.shadow_ended(shadow)
         self.side.worker_message(told)
-        for shadow in self.first.intersection(ended):
+        for shadow in ended:
             self.side.first_token(shadow, 7)
 
     def _check(self, request: Asked) -> None:

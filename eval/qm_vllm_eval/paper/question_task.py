@@ -57,6 +57,8 @@ class QuestionTask:
     most_tokens: int = 7900
     min_tokens: int = 16
 
+    flags = ()
+
     @property
     def metrics(self) -> tuple[str, ...]:
         """accuracy, or f1 and exact_match; each in [0, 1]."""

@@ -21,11 +21,11 @@ def sampled(run: Run, token: int, users: Iterable[Tracked], shadows: Shadows | N
         users: requests that wait for the job.
     """
     assert shadows is not None
-    run.first = token if run.first_shared else None
+    run.first = token if run.shared else None
     for tracked in users:
-        if tracked.arrival.request_id == run.user:
+        if run.gives and tracked.arrival.request_id == run.user:
             _begin(tracked, token, shadows, run.shadow)
-        elif run.first_shared and tracked.arrival.first_shared:
+        elif run.shared and tracked.arrival.first_shared:
             _begin(tracked, token, shadows)
 
 

@@ -50,8 +50,8 @@ class Run:
     Attributes:
         reached: positions that are computed. hit: those that the prefix cache had at first.
         begun: how often vLLM began it again.
-        user: the request that it was started for. first_shared: what it samples is the first token
-            of all such requests.
+        user: the request that it was started for. gives: what it samples is the first token of this
+            one's answer. shared: and that of every other which samples greedily.
         first: that token, once it was sampled. late: steps since the shadow's end.
         error: why there will be no result.
     """
@@ -60,7 +60,8 @@ class Run:
     spec: JobSpec
     shadow: str
     user: str
-    first_shared: bool
+    gives: bool
+    shared: bool
     reached: int = 0
     hit: int | None = None
     begun: int = 0
@@ -95,10 +96,11 @@ class NativeRuns:
         shadow = f"{user}|qm_vllm|{spec.id}"
         # What is sampled behind a hint goes on with the hint: it is nobody's first token.
         plain = not spec.hint
-        shared = plain and tracked.arrival.first_shared
-        self.runs[spec.id] = Run(spec.id, spec, shadow, user, shared)
-        self.new.append(spec)
         first = plain and tracked.arrival.first and tracked.pending and not tracked.begun
+        # A shadow that gives its own user nothing samples greedily, also in a job done again.
+        shared = plain and (tracked.arrival.first_shared or not first)
+        self.runs[spec.id] = Run(spec.id, spec, shadow, user, first, shared)
+        self.new.append(spec)
         self.shadows.start(
             tracked.arrival.handle, shadow, spec.read_ids, tracked.arrival.salt,
             computed_last(spec, tracked.skipped_cache), first,
