@@ -142,7 +142,7 @@ def test_equal_prompts_begin_alike_together_and_later(live):
 
 
 def test_a_first_token_does_not_depend_on_who_asked_before(live):
-    """Whoever a prompt was prefilled for, and however often, the next greedy answer begins alike."""
+    """Whoever a prompt was prefilled for, and however often, a greedy answer begins alike."""
     ids = random_prompt(500, 69)
     ((alone, _),) = run(live, [ids], sampling())
     scheduler = scheduler_of(live)
