@@ -9,9 +9,10 @@ event of its own would break clients that read ``choices[0]`` of every event.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from qm_vllm.http_options import Message, Receive, Send
 from qm_vllm.reports import REPORT_KEY
 from qm_vllm_patches.frontend import Watch, watching
 
@@ -22,10 +23,6 @@ ALL_KEY = f"{REPORT_KEY}_prompts"
 ENDS = (b'"finish_reason":"', b'"message_delta"', b'"message-end"')
 """One of these is in the event that ends an answer (completions and chats; ``/v1/messages``; the
 ``/v2/chat`` of Cohere's clients). ``/v1/responses`` sends the whole answer at its end."""
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 
 class AddReports:

@@ -11,6 +11,7 @@ import pytest
 
 from qm_vllm.assets.essay import demo_document
 from qm_vllm_eval.serving import soak
+from qm_vllm_eval.serving.clients.checks import QUARTER, streamed, told
 from qm_vllm_eval.serving.server import Server
 
 pytestmark = pytest.mark.e2e
@@ -20,7 +21,6 @@ FLAGS = (
     # A random model would write spaces for ever.
     "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
 )
-QUARTER = {"vllm_xargs": {"qm_ratio": 0.25}}
 TEXT = " ".join(demo_document().text.split()[:700])
 MESSAGES = [{"role": "user", "content": TEXT}]
 TOOL = {
@@ -45,11 +45,6 @@ def client(server):
     return openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0)
 
 
-def told(answer) -> dict | None:
-    """The report in an answer, an event or a part of it."""
-    return (answer.model_extra.get("kv_transfer_params") or {}).get("quickmerge")
-
-
 def test_openai_chat(client):
     common = {"model": "smol", "messages": MESSAGES, "max_tokens": 6, "temperature": 0}
     whole = client.chat.completions.create(**common, extra_body=QUARTER)
@@ -60,7 +55,7 @@ def test_openai_chat(client):
     parts = list(client.chat.completions.create(**common, extra_body=QUARTER, stream=True))
     assert [told(one)["kept_tokens"] for one in parts if told(one)] == [report["kept_tokens"]]
     assert told(parts[-1]), "the last event is the one with the reason"
-    text = "".join(one.choices[0].delta.content or "" for one in parts if one.choices)
+    text = streamed(parts)
     assert text == whole.choices[0].message.content
 
 
@@ -107,7 +102,7 @@ def test_openai_tools_and_schemas(client):
     assert told(chosen)["status"] == "compressed"
     form = {"type": "json_schema", "json_schema": {"name": "w", "schema": TOOL["parameters"]}}
     parts = list(client.chat.completions.create(**common, response_format=form, stream=True))
-    text = "".join(one.choices[0].delta.content or "" for one in parts if one.choices)
+    text = streamed(parts)
     assert set(json.loads(text)) == {"word"}
     assert [told(one)["status"] for one in parts if told(one)] == ["compressed"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,12 @@ SCHEMA = {
     "required": ["word"], "additionalProperties": False,
 }
 TOOL = {"name": "look_up", "description": "Looks a word up.", "parameters": SCHEMA}
+OPENAI_TOOL: dict[str, Any] = {
+    "tools": [{"type": "function", "function": TOOL}],
+    "tool_choice": {"type": "function", "function": {"name": TOOL["name"]}},
+}
+OPENAI_FORM = {"type": "json_schema", "json_schema": {"name": "word", "schema": SCHEMA}}
+"""The tool, which has to be called, and the schema as OpenAI's protocol writes them."""
 MODEL = "smol"
 """The name under which the server has its model."""
 
@@ -48,6 +54,22 @@ def quarter(report: dict[str, Any] | None) -> str:
     assert report["status"] == "compressed", report
     assert 0.15 < report["ratio"] <= 0.25, report
     return f"{report['source_tokens']} -> {report['kept_tokens']} tokens"
+
+
+def streamed(parts: Iterable[Any]) -> str:
+    """The text of a chat's events, in OpenAI's form."""
+    return "".join(one.choices[0].delta.content or "" for one in parts if one.choices)
+
+
+def called(answer: Any) -> str:
+    """Says what the report of a chat in OpenAI's form says, if it calls the tool as asked.
+
+    Raises:
+        AssertionError: the arguments are others, or the option did not take effect.
+    """
+    (call,) = answer.choices[0].message.tool_calls
+    assert set(json.loads(call.function.arguments)) == {"word"}
+    return quarter(told(answer))
 
 
 def refused(call: Callable[[], Any], kind: type[Exception]) -> str:

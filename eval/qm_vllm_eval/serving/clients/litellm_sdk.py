@@ -11,14 +11,16 @@ import litellm
 
 from qm_vllm_eval.serving.clients.checks import (
     MODEL,
+    OPENAI_FORM,
+    OPENAI_TOOL,
     QUARTER,
-    SCHEMA,
-    TOOL,
     WRONG,
     arguments,
+    called,
     quarter,
     refused,
     run,
+    streamed,
     told,
 )
 
@@ -43,7 +45,7 @@ class Checks:
     def stream(self) -> str:
         whole = litellm.completion(**self.common)
         parts = list(litellm.completion(**self.common, stream=True))
-        text = "".join(one.choices[0].delta.content or "" for one in parts if one.choices)
+        text = streamed(parts)
         assert text == whole.choices[0].message.content, (text, whole)
         report = next((told(one) for one in parts if told(one)), None)
         if self.passes_on:
@@ -58,17 +60,11 @@ class Checks:
         return ", ".join(quarter(told(answer)) for answer in asyncio.run(all_of_them()))
 
     def tools(self) -> str:
-        answer = litellm.completion(
-            **self.common | {"max_tokens": 80}, tools=[{"type": "function", "function": TOOL}],
-            tool_choice={"type": "function", "function": {"name": TOOL["name"]}},
-        )
-        (call,) = answer.choices[0].message.tool_calls
-        assert set(json.loads(call.function.arguments)) == {"word"}
-        return quarter(told(answer))
+        return called(litellm.completion(**self.common | {"max_tokens": 80}, **OPENAI_TOOL))
 
     def schema(self) -> str:
-        form = {"type": "json_schema", "json_schema": {"name": "word", "schema": SCHEMA}}
-        answer = litellm.completion(**self.common | {"max_tokens": 80}, response_format=form)
+        common = self.common | {"max_tokens": 80}
+        answer = litellm.completion(**common, response_format=OPENAI_FORM)
         assert set(json.loads(answer.choices[0].message.content)) == {"word"}, answer
         return quarter(told(answer))
 

@@ -10,14 +10,16 @@ import openai
 
 from qm_vllm_eval.serving.clients.checks import (
     MODEL,
+    OPENAI_FORM,
+    OPENAI_TOOL,
     QUARTER,
-    SCHEMA,
-    TOOL,
     WRONG,
     arguments,
+    called,
     quarter,
     refused,
     run,
+    streamed,
     told,
 )
 
@@ -43,7 +45,7 @@ class Checks:
     def stream(self) -> str:
         whole = self.chats.create(**self.common)
         parts = list(self.chats.create(**self.common, stream=True))
-        text = "".join(one.choices[0].delta.content or "" for one in parts if one.choices)
+        text = streamed(parts)
         assert text == whole.choices[0].message.content, (text, whole)
         (report,) = [told(one) for one in parts if told(one)]
         return quarter(report)
@@ -68,19 +70,12 @@ class Checks:
         return ", ".join(f"{ratio:.2f}" for ratio in seen)
 
     def tools(self) -> str:
-        answer = self.chats.create(
-            **self.common | {"max_tokens": 80}, tools=[{"type": "function", "function": TOOL}],
-            tool_choice={"type": "function", "function": {"name": "look_up"}},
-        )
-        (call,) = answer.choices[0].message.tool_calls
-        assert set(json.loads(call.function.arguments)) == {"word"}
-        return quarter(told(answer))
+        return called(self.chats.create(**self.common | {"max_tokens": 80}, **OPENAI_TOOL))
 
     def schema(self) -> str:
-        form = {"type": "json_schema", "json_schema": {"name": "word", "schema": SCHEMA}}
         common = self.common | {"max_tokens": 80}
-        parts = list(self.chats.create(**common, response_format=form, stream=True))
-        text = "".join(one.choices[0].delta.content or "" for one in parts if one.choices)
+        parts = list(self.chats.create(**common, response_format=OPENAI_FORM, stream=True))
+        text = streamed(parts)
         assert set(json.loads(text)) == {"word"}, text
         return quarter(next(told(one) for one in parts if told(one)))
 
