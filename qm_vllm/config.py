@@ -169,8 +169,8 @@ class QuickMergeConfig:
         help="How vLLM gets the result: inject runs the model's lower layers over the prompt and "
              "writes the KV of the kept positions; native lets vLLM prefill the prompt and copies "
              "the KV of the kept ones, for any model; prefill lets vLLM prefill the kept tokens; "
-             "auto: inject where the model has an adapter and that is faster (on a GPU from 16,384 "
-             "tokens on), else and for conversations that go on native",
+             "auto: inject where the model has an adapter and that is faster (from 16,384 tokens "
+             "on a GPU, 4,096 in bfloat16 on a CPU), else and for conversations that go on native",
     )
     positions: str = option(
         "source", check=partial(checks.choice, allowed=POSITIONS), by=RESEARCH,

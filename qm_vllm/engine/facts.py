@@ -6,15 +6,22 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from qm_vllm.engine.adapters import FAMILIES, PREFILL_ONLY
 from qm_vllm.engine.memory import DecoderShape
 from qm_vllm.engine.requests.chat_turns import ChatTurns
 from qm_vllm.engine.requests.hints import Hints
+from qm_vllm.processor import computes_bf16
 from qm_vllm_patches.settings import CacheFacts, EngineSettings, tokenizer_of
 
 ENCODE_FROM = 16384
 """Of an accelerator. On an H200 the encoder, which runs eagerly, took 1.9 times as long at 2,048
 tokens, as long at 8,192, and 0.79 times at 32,768 (``benchmarks/results/h200/prefill.json``)."""
+
+MATRIX_UNITS_FROM = 4096
+"""Of a CPU that multiplies bfloat16: there vLLM's own prefill is fast, and the encoder, which uses
+the same attention kernel, has little to save (``benchmarks/results/xeon-amx/first_token.json``)."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,16 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
         no_native=no_native(settings, cache),
         windows=cache.windows,
         step_tokens=settings.step_tokens,
-        encode_from=0 if settings.device == "cpu" else ENCODE_FROM,
+        encode_from=_encode_from(settings),
         hints=Hints(tokenizer),
     )
+
+
+def _encode_from(settings: EngineSettings) -> int:
+    if settings.device != "cpu":
+        return ENCODE_FROM
+    halves = settings.dtype in (torch.bfloat16, torch.float16)
+    return MATRIX_UNITS_FROM if halves and computes_bf16() else 0
 
 
 def no_inject(settings: EngineSettings, cache: CacheFacts) -> str | None:

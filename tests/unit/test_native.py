@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from qm_vllm import QuickMergeConfig
 from qm_vllm.compress import window_weights
+from qm_vllm.engine import facts
 from qm_vllm.engine.messages import JobSpec, WorkerMessage
 from qm_vllm.engine.native.blocks import first_block, own_blocks, prompt_blocks, split
 from qm_vllm.engine.native.native_job import NativeJob
 from qm_vllm.engine.native.rotation import Turn, stands_still, turns_as
 from qm_vllm.engine.requests.planning import RequestPlan, plan_or_reason
 from qm_vllm.layers import WINDOW_QUERIES
+from tests.settings import settings
 from tests.unit.test_scheduler_side import Engine, N
 
 
@@ -38,6 +40,15 @@ def rotated(rows: torch.Tensor, positions: list[int], width: int, *, halves: boo
     pairs = (turned.real, turned.imag)
     joined = torch.cat(pairs, -1) if halves else torch.stack(pairs, -1).flatten(-2)
     return torch.cat((joined, rows[..., width:].double()), -1)
+
+
+@pytest.mark.parametrize(("device", "dtype", "matrix_units", "want"), [
+    ("cpu", torch.float32, True, 0), ("cpu", torch.bfloat16, False, 0),
+    ("cpu", torch.bfloat16, True, 4096), ("cuda", torch.bfloat16, True, 16384),
+])
+def test_where_the_encoder_pays(monkeypatch, device, dtype, matrix_units, want):
+    monkeypatch.setattr(facts, "computes_bf16", lambda: matrix_units)
+    assert facts._encode_from(settings(device=device, dtype=dtype)) == want
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.21])

@@ -140,6 +140,8 @@ class QuestionTask:
         without = local_engine.chat_ids(tokenizer, messages(row, context=""))
         tail = max(LEAST_TAIL, shared_tail(ids, without))
         return {
+            # Natively the first token is sampled over the whole prompt: a letter would say nothing.
+            "delivery": "inject",
             "ratio": ratio, "min_tokens": self.min_tokens,
             "protect_last": max(1, min(tail, int(ratio * len(ids)) // 2)),
         }
