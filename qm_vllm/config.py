@@ -116,10 +116,11 @@ class QuickMergeConfig:
         help="Whether the choice may look at the end of the prompt (the question); false for "
              "documents that are compressed once and asked about later",
     )
-    hint: str | None = option(
-        None, check=checks.hint, by=REQUEST,
-        help="What will be asked of the prompt, at most 1,024 characters: it steers what stays "
-             "and is no part of the prompt; with query_visible false it alone looks",
+    hint: str = option(
+        "auto", check=checks.hint, by=REQUEST,
+        help="What will be asked of the prompt, at most 1,024 characters: it steers what stays and "
+             "is no part of the prompt; with query_visible false it alone looks; empty: none; "
+             "auto: the field names of the request's JSON schema, if it has one",
     )
     encoder_layers: int | None = option(
         None, check=partial(checks.integer, low=1), by=RESEARCH,
@@ -240,7 +241,7 @@ class QuickMergeConfig:
         """The score in use once "auto" is resolved."""
         if self.saliency != "auto":
             return self.saliency
-        return "query" if self.query_visible or self.hint else "entropy"
+        return "query" if self.query_visible or self.hint not in checks.NO_HINT else "entropy"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_dict` reads it back."""

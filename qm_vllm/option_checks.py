@@ -89,9 +89,11 @@ def text(name: str, value: Any) -> str:
 
 MOST_HINT = 1024
 """Characters of a hint."""
+NO_HINT = ("", "auto")
+"""Hints that say nothing of a prompt: none, and "auto" where no request's schema is known."""
 
 
-def hint(name: str, value: Any) -> str | None:
+def hint(name: str, value: Any) -> str:
     """A short text; an empty one is none, so that a request can do without the engine's."""
     if not isinstance(value, str):
         raise ConfigError(f"{name}={value!r} must be a text")
@@ -100,7 +102,7 @@ def hint(name: str, value: Any) -> str | None:
             f"{name} has {len(value):,} characters; at most {MOST_HINT:,} are allowed: say in "
             "fewer words what will be asked"
         )
-    return value or None
+    return value
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
@@ -139,7 +141,7 @@ def agree(config: Any) -> None:
     score, depth = config.score_layers, config.encoder_layers
     if score is not None and depth is not None and score[1] > depth:
         raise ConfigError(f"score_layers={score} must end at or below encoder_layers={depth}")
-    if config.hint and config.effective_saliency != "query":
+    if config.hint not in NO_HINT and config.effective_saliency != "query":
         raise ConfigError(
             f"hint needs saliency='query' or 'auto': saliency={config.effective_saliency!r} looks "
             "at no text behind the prompt"

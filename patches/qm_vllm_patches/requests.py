@@ -25,6 +25,7 @@ class Arrival:
         first: another request may sample its first token. first_shared: which is then the same as
             that of all such requests.
         priority: the lower, the earlier; 0 where the engine does not schedule by it.
+        schema: JSON schema of its answer, as text or read; None: it may be anything.
     """
 
     request_id: str
@@ -43,6 +44,7 @@ class Arrival:
     first: bool = False
     first_shared: bool = False
     priority: int = 0
+    schema: str | dict[str, Any] | None = None
 
 
 class RequestHandle:
@@ -141,6 +143,7 @@ def arrival(
         first=first,
         first_shared=first and params is not None and first_token.is_the_same_for_all(params),
         priority=request.priority if by_priority else 0,
+        schema=getattr(params and params.structured_outputs, "json", None),
     )
 
 

@@ -137,7 +137,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "SamplingParams": (
         "__struct_fields__", "allowed_token_ids", "clone", "eos_token_id", "extra_args",
         "logit_bias", "max_tokens", "min_tokens", "n", "prompt_logprobs",
-        "skip_reading_prefix_cache", "stop_token_ids", "temperature",
+        "skip_reading_prefix_cache", "stop_token_ids", "structured_outputs", "temperature",
     ),
     "BlockPool": (
         "cache_full_blocks", "enable_caching", "free_blocks", "get_new_blocks",

@@ -142,9 +142,9 @@ def test_presets_stand_under_what_is_said_beside_them():
 
 def test_a_hint_is_a_short_text_and_an_empty_one_is_none():
     assert QuickMergeConfig(hint="Who?").hint == "Who?"
-    assert QuickMergeConfig(hint="").hint is None
+    assert QuickMergeConfig(hint="").hint == ""
     base = QuickMergeConfig(hint="Who?")
-    assert base.override({"hint": ""}).hint is None
+    assert base.override({"hint": ""}).hint == ""
     assert base.override({"ratio": 0.3}).hint == "Who?"
     assert base.fingerprint() != QuickMergeConfig().fingerprint()
     assert request_args(hint="Who?") == {"qm_hint": "Who?"}
@@ -155,7 +155,7 @@ def test_a_hint_is_a_short_text_and_an_empty_one_is_none():
 @pytest.mark.parametrize("saliency", ["entropy", "norm", "ned"])
 def test_a_hint_needs_a_score_that_looks(saliency):
     assert refused(hint="Who?", saliency=saliency).startswith("hint needs saliency='query'")
-    assert QuickMergeConfig(hint="", saliency=saliency).hint is None
+    assert QuickMergeConfig(hint="", saliency=saliency).hint == ""
 
 
 def test_effective_saliency():

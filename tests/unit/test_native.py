@@ -183,8 +183,9 @@ def test_auto_leaves_short_prompts_alone_where_it_could_only_prefill_them():
     engine.side.bind_shadows(object())
     engine.add("r")
     assert "below 1,024" in engine.side.finished("r", 20)["reason"]
-    engine.add("asked", delivery="native")
-    assert engine.side.tracked["asked"].plan.config.delivery == "native"
+    for name, options in (("asked", {"delivery": "native"}), ("looked into", {"details": True})):
+        engine.add(name, **options)
+        assert engine.side.tracked[name].plan.config.delivery == "native"
 
 
 @pytest.mark.parametrize(("changes", "reason"), [

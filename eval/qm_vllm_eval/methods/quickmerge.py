@@ -21,6 +21,7 @@ from qm_vllm.compress import (
 )
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES, resolve_layers, window_layers
+from qm_vllm.option_checks import NO_HINT
 from qm_vllm_eval.methods.base import Method, Request, run_again
 from qm_vllm_eval.reference.reader import CompressedContext
 
@@ -88,7 +89,8 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
             part.observe_layer(prefill.states[layer], config.logit_scale, kinds)
         return part
 
-    hint, queries = request.hint if config.hint else None, WINDOW_QUERIES
+    hint = None if config.hint in NO_HINT else request.hint
+    queries = WINDOW_QUERIES
     if hint is not None and not config.query_visible:
         queries = hint.tokens
 

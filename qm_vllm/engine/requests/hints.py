@@ -21,7 +21,7 @@ class Hints:
             "the engine has no tokenizer (skip_tokenizer_init)" if tokenizer is None else None
         )
 
-    def ids(self, text: str | None) -> tuple[int, ...]:
+    def ids(self, text: str) -> tuple[int, ...]:
         """The last tokens of a hint, at most as many as there are queries that look; () of none.
 
         It stands behind a prompt, so nothing is put before it, no token that begins a text either.

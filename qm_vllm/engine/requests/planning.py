@@ -15,8 +15,10 @@ from qm_vllm.engine.native.blocks import own_blocks
 from qm_vllm.engine.requests.chat_turns import places
 from qm_vllm.engine.requests.demands import Room, demand_of, must_fit
 from qm_vllm.engine.requests.job_board import Demand
+from qm_vllm.engine.requests.schema_names import resolve_hint
 from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm.layers import resolve_layers
+from qm_vllm.option_checks import NO_HINT
 from qm_vllm.request_options import check_ranges, parse_request_args
 from qm_vllm.turns import Turn, goes_on, kept_turns, wanted_turns
 from qm_vllm_patches.log import get_logger
@@ -68,6 +70,18 @@ def plan_request(
         raise Untouched("no_inject", facts.no_inject)
     if config.delivery == "native":
         _refuse_native(config, facts.no_native or room.no_native)
+    try:
+        return _planned(arrival, resolve_hint(config, arrival.schema, facts), facts, room)
+    except Untouched as why:
+        if config.hint != "auto" or why.kind != "too_long":
+            raise
+        # A hint that nobody gave must not be what a prompt is too long with.
+        return _planned(arrival, replace(config, hint=""), facts, room)
+
+
+def _planned(
+    arrival: Arrival, config: QuickMergeConfig, facts: EngineFacts, room: Room
+) -> RequestPlan:
     try:
         depth, score_layers = _layers(config, facts)
         if not facts.has_adapter and config.delivery != "native":
@@ -153,14 +167,15 @@ def _delivery(
     if inject and tokens >= facts.encode_from:
         again = facts.prefix_caching and tokens >= NATIVE_FROM
         return "native" if again and goes_on(facts.chat.find(arrival.token_ids or [])) else "inject"
-    if config.enabled and config.min_tokens <= tokens:
+    # Whoever wants the details wants the choice made, whatever it costs.
+    if config.enabled and config.min_tokens <= tokens and not config.details:
         if arrival.one_token:
             raise Untouched(
                 "one_token",
                 "the answer has one token, for which no KV is kept, and vLLM would prefill the "
                 'prompt in any case; delivery="native" compresses it all the same',
             )
-        if tokens < NATIVE_FROM and (config.hint or not arrival.first):
+        if tokens < NATIVE_FROM and (config.hint not in NO_HINT or not arrival.first):
             raise Untouched(
                 "short",
                 f"{tokens} prompt tokens: below {NATIVE_FROM:,} the extra step where vLLM prefills "

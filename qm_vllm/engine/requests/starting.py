@@ -10,6 +10,7 @@ from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.memory import longest_job
 from qm_vllm.engine.messages import WorkerStart
 from qm_vllm.engine.requests.demands import Room
+from qm_vllm.option_checks import NO_HINT
 from qm_vllm_patches.log import get_logger
 
 logger = get_logger(__name__)
@@ -19,7 +20,7 @@ def warn(config: QuickMergeConfig, facts: EngineFacts) -> None:
     """Say once if the engine's own delivery cannot work in it."""
     inject, native = facts.no_inject, facts.no_native
     problem = {"inject": inject, "native": native, "auto": inject and native}.get(config.delivery)
-    if config.hint:
+    if config.hint not in NO_HINT:
         problem = problem or facts.hints.problem
     if config.enabled and problem:
         logger.warning("qm_vllm: all requests will pass untouched: %s", problem)
