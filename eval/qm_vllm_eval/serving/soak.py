@@ -10,9 +10,10 @@ from typing import Any
 
 import aiohttp
 
+from qm_vllm_eval.serving.ask import COMPLETIONS, Ask
 from qm_vllm_eval.serving.client import Answer, send
 from qm_vllm_eval.serving.server import RemoteServer
-from qm_vllm_eval.serving.traffic import COMPLETIONS, Ask, Traffic
+from qm_vllm_eval.serving.traffic import Traffic
 
 FLAGS = (
     "--ratio", "0.4", "--dtype", "float32", "--block-size", "32", "--max-model-len", "2048",

@@ -4,32 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, field
 from typing import Any
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One HTTP request.
-
-    Attributes:
-        greedy: its answer is determined, so it can be compared. bad: it deserves a 4xx.
-        headers: beside the usual ones.
-    """
-
-    path: str
-    body: dict[str, Any]
-    greedy: bool = True
-    bad: bool = False
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """Equal for requests that must have equal answers."""
-        different = ("stream", "cache_salt", "request_id")
-        return json.dumps([self.path, {k: v for k, v in self.body.items() if k not in different}])
+from qm_vllm_eval.serving.ask import CHAT, COMPLETIONS, Ask
 
 
 class Traffic:
