@@ -5,7 +5,8 @@
 
 Without --model a small random decoder is served (the engine's work without the model's); with
 ``--model embedded`` SmolLM2. float32, so that an answer can be compared with the same request's
-alone. A server at --address must have been started with ``--allow-options all``.
+alone. A server at --address must have been started with ``--allow-options all`` and with the flags
+that tools need (``qm_vllm_eval.serving.soak.AGENT_FLAGS``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from qm_vllm_eval.serving.soak import FLAGS, NUM_BLOCKS, Soak
+from qm_vllm_eval.serving.soak import AGENT_FLAGS, FLAGS, NUM_BLOCKS, Soak
 
 MUST_BE_ZERO = (
     "failed", "bad_requests_not_4xx", "leaked_blocks", "live_artifacts", "mismatches",
@@ -63,7 +64,7 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     from qm_vllm.assets.embedded import ensure_model
     from qm_vllm.assets.essay import demo_document
     from qm_vllm_eval.serving.server import RemoteServer, Server
-    from qm_vllm_eval.serving.tiny_model import make_tiny_chat_model
+    from qm_vllm_eval.serving.tiny_model import TOOLS_TEMPLATE, make_tiny_chat_model
     from qm_vllm_eval.serving.traffic import Traffic
 
     embedded = ensure_model()
@@ -71,14 +72,14 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
     if options.model == "embedded":
         model = embedded
     elif not options.model:
-        make_tiny_chat_model(embedded, model)
+        make_tiny_chat_model(embedded, model, TOOLS_TEMPLATE)
     vocabulary = len(AutoTokenizer.from_pretrained(model))
     traffic = Traffic(
         served(options.address) if options.address else "soaked", demo_document().text,
         longest=1200, vocabulary=vocabulary, seed=options.seed,
     )
     arguments = [
-        str(model), "--served-model-name", "soaked", *FLAGS,
+        str(model), "--served-model-name", "soaked", *FLAGS, *AGENT_FLAGS,
         "--num-gpu-blocks-override", str(options.blocks), "--allow-options", "all",
     ]
     program = "qm_vllm_eval.serving.forced_async" if options.async_scheduling else (

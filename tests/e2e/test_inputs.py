@@ -16,9 +16,9 @@ import pytest
 from qm_vllm import QuickMergeConfig
 from qm_vllm.assets.essay import demo_document
 from qm_vllm.cli.inspect import NO_CHARACTER, page_data
+from qm_vllm_eval.serving.ask import CHAT, COMPLETIONS, Ask
 from qm_vllm_eval.serving.client import send
 from qm_vllm_eval.serving.server import Server
-from qm_vllm_eval.serving.traffic import CHAT, COMPLETIONS, Ask
 
 pytestmark = pytest.mark.e2e
 LONGEST = 4096

@@ -18,13 +18,14 @@ import pytest
 
 from qm_vllm.assets.essay import demo_document
 from qm_vllm_eval.serving import soak
+from qm_vllm_eval.serving.ask import CHAT, COMPLETIONS, Ask
 from qm_vllm_eval.serving.client import send
 from qm_vllm_eval.serving.server import Server
-from qm_vllm_eval.serving.traffic import CHAT, COMPLETIONS, Ask
 
 pytestmark = pytest.mark.e2e
 FLAGS = (
-    *soak.FLAGS, "--served-model-name", "smol", "--num-gpu-blocks-override", str(soak.NUM_BLOCKS),
+    *soak.FLAGS, *soak.AGENT_FLAGS, "--served-model-name", "smol",
+    "--num-gpu-blocks-override", str(soak.NUM_BLOCKS),
     "--allow-options", "all",  # the soak's traffic and the tests of turns ask for research options
 )
 
@@ -193,6 +194,9 @@ def test_a_minute_of_mixed_load_leaves_nothing_behind(server, tiny_chat, tmp_pat
         "bad_requests_not_4xx", "leaked_blocks", "live_artifacts", "mismatches", "engine_deaths",
     ):
         assert figures[name] == 0, name
+    of = figures["by_kind"]
+    assert {"form of a text", "form of a chat", "responses", "messages"} <= of.keys()
+    assert sum(of[kind]["calls"] for kind in of if kind.startswith("tools")) > 0
 
 
 def test_a_killed_engine_is_an_error_for_clients_and_a_restart_serves(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
 
-from qm_vllm_eval.serving.traffic import Ask
+from qm_vllm_eval.serving.ask import Ask
+from qm_vllm_eval.serving.readings import Said, Stream, whole
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,14 @@ class Answer:
     """What a client saw.
 
     Attributes:
-        status: of HTTP; 0: the connection broke. texts: of each choice. aborted: the client hung
-            up. problem: an error in the answer's body.
+        status: of HTTP; 0: the connection broke. texts: of each choice, with its calls of
+            tools. calls: how many these are. aborted: the client hung up. problem: an error in
+            the answer's body.
     """
 
     status: int
     texts: tuple[str, ...] = ()
+    calls: int = 0
     aborted: bool = False
     problem: str | None = None
 
@@ -45,20 +47,15 @@ async def _send(session: aiohttp.ClientSession, address: str, ask: Ask) -> Answe
         if got.status != 200:
             return Answer(got.status, problem=(await got.text())[:300])
         if not ask.body.get("stream"):
-            choices = (await got.json())["choices"]
-            return Answer(200, tuple(_text(c) for c in sorted(choices, key=lambda c: c["index"])))
-        texts: dict[int, str] = {}
+            return _answer(whole(await got.json()))
+        stream = Stream()
         async for line in got.content:
             if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
                 continue
-            part = json.loads(line[6:])
-            if "error" in part:
-                return Answer(200, problem=str(part["error"])[:300])
-            for choice in part["choices"]:
-                texts[choice["index"]] = texts.get(choice["index"], "") + _text(choice)
-        return Answer(200, tuple(texts[index] for index in sorted(texts)))
+            if problem := stream.add(json.loads(line[6:])):
+                return Answer(200, problem=problem)
+        return _answer(stream.said())
 
 
-def _text(choice: dict[str, Any]) -> str:
-    inner = choice.get("message") or choice.get("delta")
-    return str(inner.get("content") or "") if inner is not None else str(choice.get("text") or "")
+def _answer(choices: list[Said]) -> Answer:
+    return Answer(200, tuple(map(str, choices)), sum(len(one.calls) for one in choices))

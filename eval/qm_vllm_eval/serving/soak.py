@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
+from qm_vllm_eval.serving.ask import COMPLETIONS, Ask
 from qm_vllm_eval.serving.client import Answer, send
 from qm_vllm_eval.serving.server import RemoteServer
-from qm_vllm_eval.serving.traffic import COMPLETIONS, Ask, Traffic
+from qm_vllm_eval.serving.traffic import Traffic
 
 FLAGS = (
     "--ratio", "0.4", "--dtype", "float32", "--block-size", "32", "--max-model-len", "2048",
     "--enforce-eager", "--encoder-chunk-tokens", "512",
 )
 """Of a server to soak: float32, so that answers can be compared, and prompts in several steps."""
+AGENT_FLAGS = (
+    "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+    # Between the parts of a form a random model would write spaces until max_tokens.
+    "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
+)
+"""For its requests with tools and forms."""
 NUM_BLOCKS = 70
 """Of its KV cache: small enough to preempt."""
+BY_KIND = ("requests", "streamed", "hinted", "aborted", "calls", "checked_alone")
+"""What is counted of each kind of request; ``calls``: of tools, in its answers."""
 LOAD_SHARE = 0.6
 """Of the time; the rest is for the same requests alone."""
 
@@ -42,6 +52,7 @@ class Soak:
         ("requests", "aborted", "bad_requests", "bad_requests_not_4xx", "failed",
          "engine_deaths"), 0,
     ))
+    by_kind: dict[str, Counter[str]] = field(default_factory=dict)
     answers: dict[str, tuple[Ask, set[tuple[str, ...]]]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     differences: list[dict[str, Any]] = field(default_factory=list)
@@ -66,6 +77,7 @@ class Soak:
             **leaks,
             "checked_alone": checked,
             "mismatches": mismatches,
+            "by_kind": {kind: dict(self.by_kind[kind]) for kind in sorted(self.by_kind)},
             "memory_mib_before": round(memory),
             "memory_mib_after": round(self.server.memory_mib()),
             "problems": self.problems[:20],
@@ -102,6 +114,11 @@ class Soak:
 
     async def _note(self, ask: Ask, answer: Answer) -> None:
         self.counts["requests"] += 1
+        kind = self.by_kind.setdefault(ask.kind, Counter(dict.fromkeys(BY_KIND, 0)))
+        kind.update(
+            requests=1, streamed=bool(ask.body.get("stream")), hinted=ask.hinted,
+            aborted=answer.aborted, calls=answer.calls,
+        )
         if answer.aborted:
             self.counts["aborted"] += 1
         elif ask.bad:
@@ -148,6 +165,7 @@ class Soak:
                 alone = Ask(ask.path, ask.body | {"cache_salt": f"alone {checked}"})
                 got = await send(session, self.server.address, alone)
                 checked += 1
+                self.by_kind[ask.kind]["checked_alone"] += 1
                 if seen != {got.texts}:
                     mismatches += 1
                     self.differences.append({

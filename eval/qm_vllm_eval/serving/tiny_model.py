@@ -6,6 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+TOOLS_TEMPLATE = Path(__file__).with_name("tools.jinja")
+"""A chat template in ChatML that shows schemas of tools, calls and results as Qwen2.5's does."""
+
 
 def make_tiny_model(folder: Path, vocab_size: int, **special_ids: Any) -> Path:
     """Save it; gives ``folder``. ``special_ids``: ``bos_token_id`` and the like."""
@@ -22,8 +25,14 @@ def make_tiny_model(folder: Path, vocab_size: int, **special_ids: Any) -> Path:
     return folder
 
 
-def make_tiny_chat_model(tokenizer_from: Path, folder: Path) -> Path:
-    """Save it with the tokenizer and chat template of another model's folder; gives ``folder``."""
+def make_tiny_chat_model(
+    tokenizer_from: Path, folder: Path, template: Path | None = None
+) -> Path:
+    """Save it with the tokenizer of another model's folder; gives ``folder``.
+
+    Args:
+        template: of its chats; None: the other model's.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
@@ -33,4 +42,6 @@ def make_tiny_chat_model(tokenizer_from: Path, folder: Path) -> Path:
     for file in tokenizer_from.iterdir():
         if "token" in file.name or file.suffix == ".jinja" or file.name.startswith("vocab"):
             shutil.copy(file, folder / file.name)
+    if template:
+        shutil.copy(template, folder / "chat_template.jinja")
     return folder

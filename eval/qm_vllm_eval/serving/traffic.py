@@ -4,32 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One HTTP request.
-
-    Attributes:
-        greedy: its answer is determined, so it can be compared. bad: it deserves a 4xx.
-        headers: beside the usual ones.
-    """
-
-    path: str
-    body: dict[str, Any]
-    greedy: bool = True
-    bad: bool = False
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """Equal for requests that must have equal answers."""
-        different = ("stream", "cache_salt", "request_id")
-        return json.dumps([self.path, {k: v for k, v in self.body.items() if k not in different}])
+from qm_vllm_eval.serving import agent_traffic
+from qm_vllm_eval.serving.ask import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Ask
 
 
 class Traffic:
@@ -56,11 +35,9 @@ class Traffic:
             known = self.random.choice(self.pool)
             salt = self.random.choice([None, None, "a", "b"])
             body = known.body | ({"cache_salt": salt} if salt else {})
-            return Ask(known.path, body, known.greedy)
+            return replace(known, body=body)
         ask = self.good()
-        if draw < 0.52:
-            return Ask(ask.path, ask.body, ask.greedy, headers={"X-Request-Id": "the-same"})
-        return ask
+        return replace(ask, headers={"X-Request-Id": "the-same"}) if draw < 0.52 else ask
 
     def good(self) -> Ask:
         """A request that has to be answered."""
@@ -83,30 +60,63 @@ class Traffic:
                 f"qm_{name}": json.dumps(value) if name == "protect_ranges" else value
                 for name, value in options.items()
             }
-        kind = pick.random()
-        if kind < 0.4:
-            return Ask(CHAT, body | {"messages": self._talk()}, greedy)
-        if kind < 0.8:
-            return Ask(COMPLETIONS, body | {"prompt": self._prose()}, greedy)
-        length = pick.randint(40, self.longest)
-        ids = [pick.randrange(100, self.vocabulary) for _ in range(length)]
-        return Ask(COMPLETIONS, body | {"prompt": ids}, greedy)
+        (make,) = pick.choices(
+            (self._text, self._ids, self._chat, self._tools, self._form, self._other),
+            (0.24, 0.12, 0.22, 0.18, 0.14, 0.1),
+        )
+        return replace(make(body), greedy=greedy)
+
+    def _text(self, body: dict[str, Any]) -> Ask:
+        return Ask(COMPLETIONS, body | {"prompt": self._prose()}, kind="text")
+
+    def _ids(self, body: dict[str, Any]) -> Ask:
+        length = self.random.randint(40, self.longest)
+        ids = [self.random.randrange(100, self.vocabulary) for _ in range(length)]
+        return Ask(COMPLETIONS, body | {"prompt": ids}, kind="ids")
+
+    def _chat(self, body: dict[str, Any]) -> Ask:
+        return Ask(CHAT, body | {"messages": self._talk()}, kind="chat")
+
+    def _tools(self, body: dict[str, Any]) -> Ask:
+        kind, more = agent_traffic.tools(self.random, self._prose)
+        return Ask(CHAT, without(body, "ignore_eos") | more, kind=kind)
+
+    def _form(self, body: dict[str, Any]) -> Ask:
+        ask = self.random.choice((self._text, self._chat))(body)
+        more = agent_traffic.form(self.random)
+        return replace(
+            ask, body=without(ask.body, "ignore_eos") | more, kind=f"form of a {ask.kind}"
+        )
+
+    def _other(self, body: dict[str, Any]) -> Ask:
+        """At an endpoint that knows neither ``n`` nor, one of them, OpenAI's forms."""
+        body = without(body, "n", "ignore_eos")
+        if self.random.random() < 0.4:
+            return Ask(MESSAGES, body | {"messages": self._talk()[-1:]}, kind="messages")
+        more = agent_traffic.text_form(self.random) if self.random.random() < 0.5 else {}
+        more |= {"input": self._prose(), "max_output_tokens": body["max_tokens"]}
+        return Ask(RESPONSES, without(body, "max_tokens") | more, kind="responses")
 
     def crowd(self, blocks: int, block_size: int = 32, count: int = 4) -> list[Ask]:
-        """Plain requests that fit into a cache of so many blocks together, and outgrow it.
+        """Uncompressed requests that fit into a cache of so many blocks, and outgrow it.
 
-        Their prompts leave two blocks each; their answers need four.
+        Their prompts leave two blocks each; their answers need four. Every other has a form, so
+        that some request is preempted in the middle of one.
         """
-        tokens = (blocks // count - 2) * block_size
+        tokens, answer = (blocks // count - 2) * block_size, 4 * block_size
         body = {
-            "model": self.model, "max_tokens": 4 * block_size, "temperature": 0,
-            "ignore_eos": True, "kv_transfer_params": {"quickmerge": {"enabled": False}},
+            "model": self.model, "max_tokens": answer, "temperature": 0,
+            "kv_transfer_params": {"quickmerge": {"enabled": False}},
         }
+        ends: tuple[dict[str, Any], ...] = (
+            {"ignore_eos": True},
+            {"structured_outputs": {"regex": "[a-z]+"}, "min_tokens": answer},
+        )
         return [
-            Ask(COMPLETIONS, body | {
+            Ask(COMPLETIONS, body | ends[i % 2] | {
                 "prompt": [self.random.randrange(3, self.vocabulary) for _ in range(tokens)]
-            })
-            for _ in range(count)
+            }, kind="crowd")
+            for i in range(count)
         ]
 
     def bad(self) -> Ask:
@@ -120,9 +130,12 @@ class Traffic:
             {"colour": "red"}, {"preset": "best"}, {"keep_roles": "bystander"},
             {"protect_ranges": far}, {"protect_ranges": [[-5, 4]]}, {"protect_ranges": [[9, 2]]},
             {"protect_ranges": many}, {"protect_ranges": 7}, {"max_live_jobs": 99},
+            {"hint": 7}, {"hint": "x" * 1025}, {"hint": "Why?", "saliency": "entropy"},
             {"saliency": "x" * 10_000_000} if pick.random() < 0.2 else {"merge": "x" * 100_000},
         ])
-        body: dict[str, Any] = {"model": self.model, "max_tokens": 4, "prompt": self._prose()}
+        body: dict[str, Any] = {"model": self.model, "max_tokens": 4}
+        make = pick.choice((self._text, self._text, self._tools, self._form))
+        path, body = (ask := make(body)).path, ask.body
         if pick.random() < 0.5:
             body["kv_transfer_params"] = {"quickmerge": given}
         else:
@@ -130,7 +143,7 @@ class Traffic:
                 f"qm_{name}": json.dumps(value) if isinstance(value, list) else value
                 for name, value in given.items()
             }
-        return Ask(COMPLETIONS, body, bad=True)
+        return Ask(path, body, bad=True, kind="bad")
 
     def _options(self) -> dict[str, Any]:
         pick = self.random
@@ -141,6 +154,9 @@ class Traffic:
             {"ratio": ratio, "delivery": "native"}, {"ratio": ratio, "positions": "compact"},
             {"ratio": 1.0}, {"enabled": False}, {"max_kept": pick.randint(60, 400)},
             {"alpha": 0.45}, {"max_error": 0.4}, {"preset": "cache"}, {"keep_roles": "system"},
+            {"keep_roles": "tool,last_user"}, {"ratio": ratio, "hint": self._prose(60)},
+            {"ratio": ratio, "hint": self._prose(60), "query_visible": False},
+            {"ratio": ratio, "hint": self._prose(60), "delivery": "native"},
             {"ratio": ratio, "protect_ranges": [[8, 20]]}, {"merge": "mean", "grouping": "knn"},
         ])
 
@@ -157,3 +173,8 @@ class Traffic:
             turns.append({"role": "user", "content": self._prose(self.longest // 4)})
             turns.append({"role": "assistant", "content": self._prose(self.longest // 4)})
         return [*turns, {"role": "user", "content": self._prose(self.longest // 2)}]
+
+
+def without(body: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The same body with these fields left out."""
+    return {name: value for name, value in body.items() if name not in names}
