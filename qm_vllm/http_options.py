@@ -88,7 +88,7 @@ class RefuseBadOptions:
                 config = self._rules_of(scope).request(given)
                 if "protect_ranges" in given:
                     async for length in self._lengths(scope, content):
-                        check_ranges(config.protect_ranges, length)
+                        check_ranges(config.protect_ranges, _cut(content, length))
         except ConfigError as error:
             return str(error)
         return None
@@ -144,6 +144,12 @@ class RefuseBadOptions:
             return None
         answer = json.loads(b"".join(message.get("body", b"") for message in told))
         return int(answer[field])
+
+
+def _cut(content: dict[str, Any], length: int) -> int:
+    """Tokens that are left of a prompt where the request wants it cut."""
+    most = content.get("truncate_prompt_tokens")
+    return min(length, most) if type(most) is int and most > 0 else length
 
 
 def _content(body: bytes) -> dict[str, Any]:

@@ -266,6 +266,12 @@ def test_lengths_around_the_models(server, tokenizer):
     cut = complete(server, document(900), truncate_prompt_tokens=400, qm_ratio=0.5)
     assert report(cut)["source_tokens"] == cut["usage"]["prompt_tokens"] == 400
     assert report(cut)["status"] == "compressed"
+    ranges = {"prompt": document(900), "truncate_prompt_tokens": 400}
+    assert "the prompt has 400 tokens" in refused(server, {
+        **ranges, "vllm_xargs": {"qm_protect_ranges": "[[390, 410]]"},
+    })
+    inside = complete(server, **ranges, qm_protect_ranges="[[390, 400]]")
+    assert report(inside)["status"] == "compressed"
 
 
 # --- parameters ----------------------------------------------------------------------------
