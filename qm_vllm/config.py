@@ -102,7 +102,7 @@ class QuickMergeConfig:
     keep_roles: str | tuple[str, ...] = option(
         "auto", check=partial(checks.some_or_auto, allowed=ROLES), by=REQUEST, form=Form.NAMES,
         help=f"Turns of a chat that stay whole: some of {', '.join(ROLES)} (not a tool's); none; "
-             "auto: system and last_user, unless these take more than half of the budget",
+             "auto: what holds schemas of tools; system and last_user up to half of the budget",
     )
 
     # --- stage 1: saliency -------------------------------------------------------------------
@@ -170,8 +170,8 @@ class QuickMergeConfig:
         help="How vLLM gets the result: inject runs the model's lower layers over the prompt and "
              "writes the KV of the kept positions; native lets vLLM prefill the prompt and copies "
              "the KV of the kept ones, for any model; prefill lets vLLM prefill the kept tokens; "
-             "auto: inject where the model has an adapter and that is faster (from 16,384 tokens "
-             "on a GPU, 4,096 in bfloat16 on a CPU), else and for conversations that go on native",
+             "auto: native from 1,024 tokens on if prefixes are cached, else inject if the model "
+             "has an adapter and that is faster (docs/serving.md), else native",
     )
     positions: str = option(
         "source", check=partial(checks.choice, allowed=POSITIONS), by=RESEARCH,

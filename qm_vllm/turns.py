@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from qm_vllm.config import QuickMergeConfig
 
 Turn = tuple[str, int, int]
 """Role, first position, position behind the last one."""
 
-
-def goes_on(turns: Sequence[Turn]) -> bool:
-    """Whether a conversation has been answered before: an answer stands before its last turn.
-
-    A call of a tool is an answer, too: what came before it was prefilled when it was made.
-    """
-    return any(role == "assistant" for role, _, _ in turns[:-1])
+SCHEMAS = "schemas"
+"""Role of a turn with schemas of tools whose own role nobody wanted whole."""
 
 
 def wanted_turns(config: QuickMergeConfig, turns: Sequence[Turn]) -> list[Turn]:
@@ -39,7 +36,32 @@ def room_for_turns(config: QuickMergeConfig, num_tokens: int) -> float:
     return room if config.max_kept is None else min(room, config.max_kept / 2)
 
 
-def kept_turns(config: QuickMergeConfig, turns: Sequence[Turn], num_tokens: int) -> list[Turn]:
+def beside_schemas(
+    config: QuickMergeConfig, schemas: Sequence[Turn], num_tokens: int
+) -> QuickMergeConfig | None:
+    """The configuration of a prompt whose schemas of tools stay whole on top of its budget.
+
+    Without them calls do not parse (``scripts/agent_policy.py``), and in short prompts they alone
+    are more than the budget. So with ``keep_roles="auto"`` the ratio is that of the other tokens.
+
+    Args:
+        schemas: system turns that hold schemas. num_tokens: N.
+
+    Returns:
+        None: there are none, or the configuration says otherwise what stays.
+    """
+    others = (config.max_kept, config.alpha, config.max_error)
+    if not schemas or config.keep_roles != "auto" or any(one is not None for one in others):
+        return None
+    size = sum(end - start for _, start, end in schemas)
+    kept = size + math.ceil((config.ratio or config.DEFAULT_RATIO) * (num_tokens - size))
+    return replace(config, min_kept=max(config.min_kept, kept))
+
+
+def kept_turns(
+    config: QuickMergeConfig, turns: Sequence[Turn], num_tokens: int,
+    schemas: Sequence[Turn] = (),
+) -> list[Turn]:
     """The turns that ``config.keep_roles`` protects.
 
     "auto" stands for the system turns and the last user turn, as long as these take up at most
@@ -48,13 +70,15 @@ def kept_turns(config: QuickMergeConfig, turns: Sequence[Turn], num_tokens: int)
 
     Args:
         turns: all turns of the prompt in their order. num_tokens: N.
+        schemas: those of them that stay beside the budget (:func:`beside_schemas`).
     """
     found = wanted_turns(config, turns)
     if config.keep_roles != "auto":
         return found
     room = room_for_turns(config, num_tokens)
-    kept: list[Turn] = []
-    for turn in sorted(found, key=lambda turn: turn[2] - turn[1]):
+    kept = list(schemas)
+    others = [turn for turn in found if turn not in schemas]
+    for turn in sorted(others, key=lambda turn: turn[2] - turn[1]):
         room -= turn[2] - turn[1]
         if room < 0:
             break

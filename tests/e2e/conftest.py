@@ -8,7 +8,7 @@ import pytest
 
 from qm_vllm.assets.embedded import ensure_model
 from qm_vllm.assets.essay import demo_document
-from qm_vllm_eval.serving.tiny_model import make_tiny_chat_model
+from qm_vllm_eval.serving.tiny_model import TOOLS_TEMPLATE, make_tiny_chat_model
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +21,13 @@ def smollm2() -> Path:
 def tiny_chat(smollm2, tmp_path_factory) -> Path:
     """Folder of a small random decoder with the embedded model's tokenizer: it is fast."""
     return make_tiny_chat_model(smollm2, tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_agent(smollm2, tmp_path_factory) -> Path:
+    """The same with a chat template that shows tools, their calls and their results."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-agent"
+    return make_tiny_chat_model(smollm2, folder, TOOLS_TEMPLATE)
 
 
 @pytest.fixture(scope="session")

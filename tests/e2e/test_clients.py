@@ -34,9 +34,9 @@ TOOL = {
 
 
 @pytest.fixture(scope="module")
-def server(tiny_chat, tmp_path_factory):
+def server(tiny_agent, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    with Server([str(tiny_chat), *FLAGS], log) as running:
+    with Server([str(tiny_agent), *FLAGS], log) as running:
         yield running
 
 
@@ -105,6 +105,41 @@ def test_openai_tools_and_schemas(client):
     text = streamed(parts)
     assert set(json.loads(text)) == {"word"}
     assert [told(one)["status"] for one in parts if told(one)] == ["compressed"]
+    # What is asked stands in the schema alone, so the names of its fields look.
+    assert [told(one)["hint_tokens"] for one in parts if told(one)] == [1]
+    assert told(chosen)["hint_tokens"] == 1
+    blind = client.chat.completions.create(
+        **common, response_format=form, extra_body={"vllm_xargs": {"qm_hint": ""}},
+    )
+    assert "hint_tokens" not in told(blind)
+
+
+def test_an_agent_keeps_its_tools_and_its_task_and_no_result(client, tiny_agent):
+    from transformers import AutoTokenizer
+
+    tools = [{"type": "function", "function": TOOL}]
+    call = {"id": "call00001", "type": "function", "function": {
+        "name": "look_up", "arguments": '{"word": "parcel"}'}}
+    talk = [
+        {"role": "user", "content": "Which records speak of parcels?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call00001", "content": TEXT},
+    ]
+    report = told(client.chat.completions.create(
+        model="smol", messages=talk, tools=tools, tool_choice="none", max_tokens=3,
+    ))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_agent)
+    arguments = {"name": "look_up", "arguments": {"word": "parcel"}}
+    shown = [talk[0], {**talk[1], "tool_calls": [{**call, "function": arguments}]}, talk[2]]
+    ids = tokenizer.apply_chat_template(
+        shown, tools=tools, add_generation_prompt=True, return_dict=False
+    )
+    assert report["source_tokens"] == len(ids)
+    kept = [(role, tokenizer.decode(ids[a:b])) for role, a, b in report["kept_turns"]]
+    assert [role for role, _ in kept] == ["system", "user"]
+    assert "Looks a word up." in kept[0][1]
+    assert "Which records" in kept[1][1]
+    assert report["kept_tokens"] > 0.4 * len(ids), "the schemas stay beside the budget"
 
 
 @pytest.mark.parametrize(("extra", "words"), [

@@ -151,31 +151,34 @@ def test_a_prompt_that_does_not_fit_beside_its_result_is_refused():
     assert "KV blocks" in engine.side.finished("r", 20)["reason"]
 
 
-TALK = [("user", 0, 100), ("assistant", 100, 300), ("user", 300, 1190), ("assistant", 1190, 1200)]
-
-
-@pytest.mark.parametrize(("turns", "facts", "options", "delivery"), [
-    ([], {}, {}, "inject"),
-    (TALK[:1] + TALK[3:], {}, {}, "inject"),
-    (TALK, {}, {}, "native"),
-    (TALK, {"prefix_caching": False}, {}, "inject"),
-    (TALK, {}, {"query_visible": False}, "inject"),
-    (TALK, {}, {"max_error": 0.2}, "inject"),
-    (TALK, {"no_native": "recurrent"}, {}, "inject"),
-    ([], {"no_inject": "no adapter"}, {}, "native"),
-    ([], {"encode_from": 1201}, {}, "native"),
-    ([], {"encode_from": 1200}, {}, "inject"),
-    ([], {"encode_from": 1201, "no_native": "recurrent"}, {}, "inject"),
-    ([], {"no_inject": "no adapter"}, {"query_visible": False}, None),
-    ([], {"no_inject": "no adapter", "no_native": "recurrent"}, {}, None),
+@pytest.mark.parametrize(("tokens", "facts", "options", "delivery"), [
+    (1200, {}, {}, "native"), (1023, {}, {}, "inject"), (1024, {}, {}, "native"),
+    (1200, {"prefix_caching": False}, {}, "inject"),
+    (1200, {}, {"query_visible": False}, "inject"),
+    (1200, {}, {"max_error": 0.2}, "inject"),
+    (1200, {"no_native": "recurrent"}, {}, "inject"),
+    (1200, {"no_inject": "no adapter"}, {}, "native"),
+    (1200, {"prefix_caching": False, "encode_from": 1201}, {}, "native"),
+    (1200, {"prefix_caching": False, "encode_from": 1200}, {}, "inject"),
+    (1200, {"encode_from": 1201, "no_native": "recurrent"}, {}, "inject"),
+    (1200, {"no_inject": "no adapter"}, {"query_visible": False}, None),
+    (1200, {"no_inject": "no adapter", "no_native": "recurrent"}, {}, None),
 ])
-def test_auto_is_decided_by_the_prompt_and_the_engine(turns, facts, options, delivery):
+def test_auto_is_decided_by_the_prompt_and_the_engine(tokens, facts, options, delivery):
     engine = Engine(QuickMergeConfig(ratio=0.4), **facts)
     engine.side.bind_shadows(object())
-    engine.side.facts.chat.find = lambda ids: turns
-    engine.add("r", ids=list(range(1200)), **options)
+    engine.add("r", ids=list(range(tokens)), **options)
     plan = engine.side.tracked["r"].plan
     assert (plan and plan.config.delivery) == delivery
+
+
+def test_an_answer_of_one_token_is_the_encoders_where_it_runs():
+    engine = Engine(QuickMergeConfig(ratio=0.4))
+    engine.side.bind_shadows(object())
+    engine.add("r", ids=list(range(1200)))
+    arrival = replace(engine.side.tracked["r"].arrival, one_token=True)
+    made = plan_or_reason(arrival, engine.side.config, engine.side.facts, engine.side.room)
+    assert made.config.delivery == "inject"
 
 
 def test_auto_leaves_short_prompts_alone_where_it_could_only_prefill_them():

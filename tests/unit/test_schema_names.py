@@ -59,7 +59,8 @@ def test_fields_are_named_in_their_order_with_what_holds_them(schema, names):
 
 def test_a_schema_that_holds_itself_ends():
     names = field_names(LOOP)
-    assert names.startswith("name, parts name, parts name") and len(names) <= MOST_HINT
+    assert names.startswith("name, parts name, parts name")
+    assert len(names) <= MOST_HINT
 
 
 JSON = st.recursive(
@@ -128,6 +129,7 @@ def test_no_prompt_is_too_long_with_a_hint_that_nobody_gave():
     config = QuickMergeConfig(ratio=0.4, delivery="native")
     whole = planned(config).spec
     tight = planned(config, max_model_len=len(whole.token_ids) + 3).spec
-    assert whole.hint and tight.hint == ()
+    assert whole.hint
+    assert tight.hint == ()
     named = planned(replace(config, hint="Who is it?"), max_model_len=len(whole.token_ids) + 3)
     assert named.kind == "too_long"

@@ -15,7 +15,7 @@ from qm_vllm.engine.requests.demands import Room
 from qm_vllm.engine.requests.memo import Outcome
 from qm_vllm.engine.requests.planning import plan_request
 from qm_vllm.engine.requests.report import compressed_report
-from qm_vllm.turns import goes_on, kept_turns, room_for_turns
+from qm_vllm.turns import kept_turns, room_for_turns
 from qm_vllm_patches.requests import Arrival
 from tests.settings import facts
 
@@ -133,7 +133,7 @@ ALL = [
 
 @pytest.mark.parametrize(("name", "tags"), ALL)
 def test_every_turn_of_an_agent_has_its_role(name, tags):
-    found, turns, _ = read(tokenizer_of(name, tags), AGENT)
+    found, _, _ = read(tokenizer_of(name, tags), AGENT)
     texts = [text for role, text in found if role != "system"]
     roles = [role for role, _ in found if role != "system"]
     tail = ["assistant"]  # the header of the answer, or what ends the results instead
@@ -142,7 +142,6 @@ def test_every_turn_of_an_agent_has_its_role(name, tags):
         "First question.", "First answer.", "The task", "callnoone", "rows", "callnotwo", "A long",
     ), strict=False):
         assert words in text
-    assert goes_on(turns)
 
 
 @pytest.mark.parametrize(("name", "tags"), ALL)
@@ -182,17 +181,6 @@ def test_what_a_person_writes_is_no_tools(name):
         assert len(users) == 2
         assert text in users[1]
         assert "tool" not in [role for role, _, _ in turns]
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_conversation_goes_on_once_a_tool_was_called(name):
-    for count, again in ((3, True), (1, False)):
-        _, turns, _ = read(tokenizer_of(name), AGENT[:count])
-        assert goes_on(turns) is again
-    _, turns, _ = read(tokenizer_of(name), AGENT[2:5])
-    assert goes_on(turns)
-    _, turns, _ = read(tokenizer_of(name), AGENT[2:5], prompt=False)
-    assert goes_on(turns)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -18,6 +18,7 @@ from typing import Any
 Talk = tuple[tuple[str, str], ...]
 """Role and word of each message; "call" is an assistant's message that calls tools."""
 
+SYSTEM = ("system", "QMALPHA")
 QUESTION, CALL, RESULT = ("user", "QMBETA"), ("call", "QMCALL"), ("tool", "QMRESULT")
 ANSWER, AGAIN = ("assistant", "QMANSWER"), ("user", "QMDELTA")
 TALKS: tuple[Talk, ...] = (
@@ -79,7 +80,7 @@ def forms(tokenizer: Any, talk: Talk, *, tools: bool) -> Iterator[list[Sample]]:
 
 def schemas(tokenizer: Any) -> Iterator[tuple[str, Sample]]:
     """What stands before the schemas of tools, up to the word before; nothing if refused."""
-    for talk in ((QUESTION,), (QUESTION, ANSWER, AGAIN)):
+    for talk in ((QUESTION,), (QUESTION, ANSWER, AGAIN), (SYSTEM, QUESTION)):
         messages = [{"role": role, "content": word} for role, word in talk]
         try:
             sample = _sample(tokenizer, talk, messages, tools=TOOLS)
@@ -88,6 +89,21 @@ def schemas(tokenizer: Any) -> Iterator[tuple[str, Sample]]:
         for _, _, before in sample.steps:
             if SCHEMA in before:
                 yield before.partition(SCHEMA)[0], sample
+
+
+def lead_of(before: str) -> str:
+    """The template's own words in front of schemas: what stands before the brace that holds them.
+
+    Args:
+        before: as :func:`schemas` gives it; it ends inside a schema.
+    """
+    inside = 0
+    start = len(before)
+    for place in range(len(before) - 1, -1, -1):
+        inside += {"}": 1, "{": -1}.get(before[place], 0)
+        if inside < 0:  # nothing behind it closes it
+            start, inside = place, 0
+    return before[:start].rstrip("[ \n")
 
 
 def _messages(

@@ -12,7 +12,7 @@ from collections.abc import Container, Sequence
 from itertools import compress
 from typing import Any
 
-from qm_vllm.engine.requests.agent_talks import SCHEMA, TALKS, Sample, forms, schemas
+from qm_vllm.engine.requests.agent_talks import SCHEMA, TALKS, Sample, forms, lead_of, schemas
 from qm_vllm.turns import Turn
 from qm_vllm_patches.log import get_logger
 
@@ -20,6 +20,9 @@ logger = get_logger(__name__)
 
 WORDS = {"system": "QMALPHA", "user": "QMBETA", "assistant": "QMGAMMA", "again": "QMDELTA"}
 TALK = (("system", "system"), ("user", "user"), ("assistant", "assistant"), ("user", "again"))
+
+LEAD = 8
+"""Tokens of a template's own words by which schemas of tools are known."""
 
 
 class ChatTurns:
@@ -36,6 +39,7 @@ class ChatTurns:
         self._tokenizer, self._by_first = tokenizer, dict[int, list[tuple[int, ...]]]()
         self._special = frozenset(getattr(tokenizer, "all_special_ids", ()))
         self._end_of_answer: int | None = None
+        self._leads: set[tuple[int, ...]] = set()
         if not getattr(tokenizer, "chat_template", None):
             self.problem = "the model has no chat template"
             return
@@ -65,6 +69,20 @@ class ChatTurns:
         ends = [*(start for _, start in begins), len(token_ids)][1:]
         return [(role, start, end) for (role, start), end in zip(begins, ends, strict=True)]
 
+    def with_schemas(self, token_ids: Sequence[int], turns: Sequence[Turn]) -> list[Turn]:
+        """Those of a prompt's turns in which the template shows schemas of tools.
+
+        Args:
+            turns: of :meth:`find`.
+        """
+        ends = [
+            place + 1
+            for place in places(token_ids, {lead[-1] for lead in self._leads})
+            for lead in self._leads
+            if tuple(token_ids[max(0, place + 1 - len(lead)) : place + 1]) == lead
+        ]
+        return [turn for turn in turns if any(turn[1] < end <= turn[2] for end in ends)]
+
     def _learn(self) -> None:
         try:
             between = _between(self._tokenizer, TALK)
@@ -91,6 +109,7 @@ class ChatTurns:
         try:
             for before, sample in schemas(self._tokenizer):
                 self._try(self._schema_marks(before), [sample])
+                self._leads |= {self._lead(before)} - {()}
             for tools in (False, True):
                 self._learn_results(tools)
         except Exception as error:  # a tokenizer is not ours, either
@@ -120,7 +139,8 @@ class ChatTurns:
         """The end of the last question may begin an answer already."""
         turns = self.find(self._encode(sample.text))
         roles = tuple(role for role, _, _ in turns if role != "system")
-        return roles in (sample.roles, (*sample.roles, "assistant"))
+        wanted = tuple(role for role in sample.roles if role != "system")
+        return roles in (wanted, (*wanted, "assistant"))
 
     def _tool_marks(self, form: Sequence[Sample]) -> list[tuple[str, tuple[int, ...]]]:
         """What begins the turns behind a call: tokens that do not depend on what stands there."""
@@ -149,6 +169,13 @@ class ChatTurns:
         if any(ids[: len(old)] == old or old[: len(mark)] == mark for old in self.marks):
             return []
         return [("system", mark)]
+
+    def _lead(self, before: str) -> tuple[int, ...]:
+        """Tokens in front of schemas; not those at the edges, which may merge with others."""
+        ids = self._encode(lead_of(before))
+        first = int(len(ids) > 1 and ids[0] not in self._special)
+        end = len(ids) - (len(ids) > 1 and ids[-1] not in self._special)
+        return tuple(ids[first:end][-LEAD:])
 
     def _starts(self, text: str) -> list[tuple[int, ...]]:
         """Ids from where a turn may begin: an answer's end, else special tokens, last first."""

@@ -20,7 +20,7 @@ from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm.layers import resolve_layers
 from qm_vllm.option_checks import NO_HINT
 from qm_vllm.request_options import check_ranges, parse_request_args
-from qm_vllm.turns import Turn, goes_on, kept_turns, wanted_turns
+from qm_vllm.turns import SCHEMAS, Turn, beside_schemas, kept_turns, wanted_turns
 from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.requests import Arrival
 
@@ -39,7 +39,8 @@ class RequestPlan:
         demand: what the job needs.
         protected: positions that stay whatever their score.
         asked: positions that the budget allows, or the most that it can.
-        crowded_out: turns that keep_roles wanted whole and that were too long for it.
+        crowded_out: turns that keep_roles wanted whole and that were too long for it, and others
+            with schemas of tools.
     """
 
     spec: JobSpec
@@ -87,7 +88,7 @@ def _planned(
         if not facts.has_adapter and config.delivery != "native":
             config = without_layers(config)
         spec, protected, crowded_out = _spec(arrival, config, depth, score_layers, facts)
-        asked = bound_kept(config, arrival.tokens)
+        asked = bound_kept(spec.config, arrival.tokens)
         demand = demand_of(spec, protected, facts)
     except ConfigError as error:
         raise Untouched("invalid_option", f"invalid option: {error}") from error
@@ -152,8 +153,9 @@ def _delivery(
 ) -> str:
     """What ``delivery="auto"`` means for a request.
 
-    The encoder, where it runs and is faster: it saves work. But in a conversation that goes on,
-    vLLM finds what it computed for the turn before. Elsewhere vLLM prefills the prompt; a request
+    vLLM prefills a long prompt where it caches prefixes: the next turn of a chat, or the next
+    question on a document, finds what it computed, and no encoder is as fast as that. Else the
+    encoder, where it runs and is faster: it saves work. Else vLLM prefills the prompt; a request
     that cannot get its first token from that takes one more step than without us, so its prompt
     must not be short. With a hint none can: the prefill ends with the hint's last token. The
     request alone decides, not what was served before: equal prompts keep equal tokens.
@@ -164,9 +166,9 @@ def _delivery(
     native &= config.positions == "source" and config.max_error is None
     if not native:
         return "inject" if arrival.lora is None else "native"  # whose reason is the one to read
-    if inject and tokens >= facts.encode_from:
-        again = facts.prefix_caching and tokens >= NATIVE_FROM
-        return "native" if again and goes_on(facts.chat.find(arrival.token_ids or [])) else "inject"
+    shared = facts.prefix_caching and tokens >= NATIVE_FROM and not arrival.one_token
+    if inject and tokens >= facts.encode_from and not shared:
+        return "inject"
     # Whoever wants the details wants the choice made, whatever it costs.
     if config.enabled and config.min_tokens <= tokens and not config.details:
         if arrival.one_token:
@@ -215,12 +217,16 @@ def _spec(
     arrival: Arrival, config: QuickMergeConfig, depth: int, score_layers: tuple[int, int],
     facts: EngineFacts,
 ) -> tuple[JobSpec, int, tuple[Turn, ...]]:
-    """The job, how many positions it protects, and turns that were too long to be protected."""
+    """The job, how many positions it protects, and turns that should be and are not."""
     ids = arrival.token_ids
     assert ids is not None
     block_size = None if config.delivery == "prefill" else facts.block_size
     chat = facts.chat.find(ids) if config.keep_roles else []
-    turns = tuple(kept_turns(config, chat, len(ids)))
+    schemas = facts.chat.with_schemas(ids, chat)
+    beside = [turn for turn in schemas if turn[0] == "system"]
+    grown = beside_schemas(config, beside, len(ids))
+    config = grown or config
+    turns = tuple(kept_turns(config, chat, len(ids), beside if grown else ()))
     special = places(ids, facts.special_ids) if config.protect_special else []
     protected = protected_positions(
         config, len(ids), special=special, ranges=[(start, stop) for _, start, stop in turns]
@@ -245,4 +251,6 @@ def _spec(
         score_layers=score_layers, special_positions=special, block_size=block_size, turns=turns,
         hint=facts.hints.ids(config.hint), group_blocks=tuple(own),
     )
-    return spec, protects, tuple(turn for turn in wanted_turns(config, chat) if turn not in turns)
+    missed = [turn for turn in wanted_turns(config, chat) if turn not in turns]
+    missed += [(SCHEMAS, *turn[1:]) for turn in schemas if turn not in (*turns, *missed)]
+    return spec, protects, tuple(missed)

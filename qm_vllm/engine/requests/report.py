@@ -9,7 +9,7 @@ from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.requests.memo import Outcome
 from qm_vllm.engine.requests.planning import RequestPlan
 from qm_vllm.engine.requests.tracked import Tracked
-from qm_vllm.turns import room_for_turns
+from qm_vllm.turns import SCHEMAS, room_for_turns
 
 
 def report_of(tracked: Tracked, num_blocks: int, facts: EngineFacts) -> dict[str, Any]:
@@ -90,9 +90,11 @@ def compressed_report(
 
 
 def _crowded_out(plan: RequestPlan, outcome: Outcome, source_tokens: int) -> list[str]:
-    """A sentence for each turn that ``keep_roles="auto"`` wanted whole and did not get."""
+    """A sentence for each turn that should have stayed whole and did not."""
     room = int(room_for_turns(plan.config, source_tokens))
     return [
+        f"a turn with schemas of tools ({end - start} tokens) did not stay whole: keep_roles does "
+        "not name its role" if role == SCHEMAS else
         f"the {'last user' if role == 'user' else role} turn ({end - start} tokens) did not stay "
         f"whole: turns that do may take half of the budget, {room} tokens, together"
         for role, start, end in plan.crowded_out
