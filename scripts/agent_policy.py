@@ -9,7 +9,8 @@ conversation goes on with the right call, a long result and a short answer, what
 policy sees the same prompts; plain vLLM (the plug-in off) is one of them.
 
 ``same_name`` and ``parses`` are shares of plain's calls; ``same_call`` also compares arguments;
-``coverage`` is the share of leaf fields with the document's value.
+``coverage`` is the share of leaf fields with the document's value. ``other_calls`` are those that
+plain vLLM did not make.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from qm_vllm_patches import llm as vllm
 POLICIES: dict[str, dict[str, Any]] = {
     "plain": {"enabled": False},
     "default": {},
+    "no hint": {"hint": ""},
     "0.25": {"ratio": 0.25},
-    "0.7": {"ratio": 0.7},
-    "system, last_user": {"keep_roles": "system,last_user"},
+    "0.25, no hint": {"ratio": 0.25, "hint": ""},
+    "0.5, no hint": {"ratio": 0.5, "hint": ""},
+    "0.7, no hint": {"ratio": 0.7, "hint": ""},
     "no roles": {"keep_roles": "none"},
 }
 TOOLS = [
@@ -183,7 +186,8 @@ def measure(args: argparse.Namespace, llm: Any) -> list[dict[str, Any]]:
     forms = [form(seed, args.paragraphs) for seed in range(args.forms)]
     rows: list[dict[str, Any]] = []
     plain: list[dict[str, Any] | None] = []
-    for policy, options in POLICIES.items():
+    for policy in args.policies:
+        options = POLICIES[policy]
         said = answers(llm, talks, options, tools=TOOLS)
         calls = [call_in(text) for text, _ in said]
         if policy == "plain":
@@ -211,6 +215,12 @@ def measure(args: argparse.Namespace, llm: Any) -> list[dict[str, Any]]:
             "same_call": sum(own == want for own, want in pairs) / max(1, len(pairs)),
             "coverage": hits / max(1, total), "kept": sum(kept) / len(kept),
             "compressed": sum(r["status"] == "compressed" for _, r in [*said, *filled]),
+            "other_calls": [
+                {"turn": place % args.turns, "said": text[:200],
+                 "source_tokens": report["source_tokens"], "kept_tokens": report["kept_tokens"]}
+                for place, ((text, report), own) in enumerate(zip(said, calls, strict=True))
+                if own != plain[place]
+            ],
             "longest": max(r["source_tokens"] for _, r in [*said, *filled]),
         })
         print(json.dumps(rows[-1]), flush=True)
@@ -225,6 +235,8 @@ def main() -> None:
     parser.add_argument("--lines", type=int, default=8, help="records of a tool's result")
     parser.add_argument("--forms", type=int, default=8)
     parser.add_argument("--paragraphs", type=int, default=20)
+    parser.add_argument("--policies", nargs="*", default=list(POLICIES), choices=list(POLICIES),
+                        help="plain and some of the others")
     parser.add_argument("--delivery", default="native")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()

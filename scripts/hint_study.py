@@ -30,8 +30,8 @@ from qm_vllm.option_checks import MOST_HINT
 from qm_vllm_eval.engines.base import Cell
 from qm_vllm_eval.engines.reference import ReferenceEngine
 from qm_vllm_eval.methods import METHODS
-from qm_vllm_eval.metrics import retention
 from qm_vllm_eval.prompt import prompt_length
+from qm_vllm_eval.published.agents import hint_table
 from qm_vllm_eval.sample import Sample
 
 SETTINGS = ("blind", "task", "question", "visible")
@@ -97,23 +97,6 @@ def measured(
         yield from ((row.method, row.ratio, row.nll) for row in rows)
 
 
-def table(points: pd.DataFrame) -> pd.DataFrame:
-    """Retention, one row a setting and method, one column a task and ratio."""
-    ends = points[points.method.isin(("none", "plain"))]
-    bounds = ends.pivot_table(index=["task", "document", "question"], columns="method",
-                              values="nll")
-    rows: dict[tuple[str, str], dict[str, float]] = {}
-    kept = points[~points.method.isin(("none", "plain"))]
-    for (setting, method, task, ratio), part in kept.groupby(
-        ["setting", "method", "task", "ratio"]
-    ):
-        own = part.set_index(["task", "document", "question"]).nll
-        both = bounds.loc[own.index]
-        share = retention(both["none"], own, both["plain"])
-        rows.setdefault((setting, method), {})[f"{task} {ratio:g} (n={len(own)})"] = share
-    return pd.DataFrame(rows).T.round(3)
-
-
 @torch.inference_mode()
 def main() -> None:
     """Measure what is missing, then print the table."""
@@ -154,7 +137,7 @@ def main() -> None:
                         for found in measured(engine, sample, methods, ratios):
                             writer.writerow([task, number, asked, setting, *found])
                         file.flush()
-    print(table(pd.read_csv(given.out)).to_string())
+    print(hint_table(given.out))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable
 
 from qm_vllm_eval.paper import compare
-from qm_vllm_eval.published import claims, headline, quality, runs, speed
+from qm_vllm_eval.published import agents, claims, headline, quality, runs, speed
 from qm_vllm_eval.published.form import Unknown
 from qm_vllm_eval.published.stored import STUDIES
 
@@ -17,6 +17,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "heads": runs.heads, "paired": runs.paired, "adaptive": runs.adaptive, "ego4d": runs.ego4d,
     "booksum": runs.booksum,
     "paper": lambda: compare.figures(STUDIES / "paper"), "claims": claims.table,
+    "agents": agents.agents, "agents-said": agents.agents_said, "hints": agents.hints,
     "benchmarks": speed.tables, "prefill": headline.prefill, "shares": headline.shares,
     "entropy": headline.entropy, "noted": runs.noted_table,
 }
@@ -25,7 +26,7 @@ VALUES: dict[str, Callable[..., str]] = {
        for study in quality.FOLDERS},
     "ego4d": runs.ego4d_value, "paper": runs.paper_value, "file": runs.file_value,
     "bench": runs.bench_value, "phase": runs.phase_value, "times": runs.times_plain,
-    "even": runs.even, "noted": runs.noted_value,
+    "even": runs.even, "noted": runs.noted_value, "first": runs.first_value,
 }
 
 

@@ -155,6 +155,14 @@ def bench_value(file: str, length: str, column: str, form: str = ".2f") -> str:
     return figure(row[column], form)
 
 
+def first_value(machine: str, way: str, *lengths: str) -> str:
+    """Times to first token over plain vLLM's, of a way to serve, by prompt length."""
+    held = {str(row["N"]): row for row in load(machine, "first_token")["rows"] if row["way"] == way}
+    if missing := set(lengths) - set(held):
+        raise Unknown(f"{machine}/first_token.json has no {way} at {', '.join(sorted(missing))}")
+    return ", ".join(figure(held[length]["ttft / plain"]) for length in lengths)
+
+
 def phase_value(file: str, length: str, section: str, form: str = ".2f") -> str:
     """Seconds of one part of a compressed prefill; ``all``: of all of them."""
     machine, _, name = file.partition("/")
