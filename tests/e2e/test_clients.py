@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 
 import anthropic
 import openai
@@ -35,8 +37,12 @@ TOOL = {
 
 @pytest.fixture(scope="module")
 def server(tiny_chat, tmp_path_factory):
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    with Server([str(tiny_chat), *FLAGS], log) as running:
+    """With a template that shows a tool's result in a user's turn, as many models' do."""
+    folder = tmp_path_factory.mktemp("server")
+    model = shutil.copytree(tiny_chat, folder / "model")
+    template = Path(__file__).parents[1] / "unit" / "templates" / "qwen2_5.jinja"
+    shutil.copy(template, model / "chat_template.jinja")
+    with Server([str(model), *FLAGS], folder / "log.txt") as running:
         yield running
 
 
@@ -105,6 +111,33 @@ def test_openai_tools_and_schemas(client):
     text = streamed(parts)
     assert set(json.loads(text)) == {"word"}
     assert [told(one)["status"] for one in parts if told(one)] == ["compressed"]
+
+
+def test_a_tools_result_is_not_the_persons_last_turn(client, server):
+    task = "Look the letter up and say in one line who wrote it."
+    call = {"id": "call_1", "type": "function", "function": {
+        "name": "look_up", "arguments": json.dumps({"word": "letter"}),
+    }}
+    talk = {
+        "model": "smol", "tools": [{"type": "function", "function": TOOL}], "messages": [
+            {"role": "user", "content": task},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1",
+             "content": " ".join(demo_document().text.split()[:1100])},
+        ],
+    }
+    report = told(client.chat.completions.create(**talk, max_tokens=4, temperature=0))
+    assert report["status"] == "compressed"
+    ids = server.ask("/tokenize", talk)["tokens"]
+    assert len(ids) == report["source_tokens"]
+    turns = [
+        (role, server.ask("/detokenize", {"model": "smol", "tokens": ids[start:stop]})["prompt"])
+        for role, start, stop in report["kept_turns"]
+    ]
+    assert [role for role, _ in turns] == ["system", "user"]
+    assert TOOL["description"] in turns[0][1]
+    assert task in turns[1][1]
+    assert "tool_response" not in turns[1][1]
 
 
 @pytest.mark.parametrize(("extra", "words"), [
