@@ -41,7 +41,12 @@ LANGUAGES = {
 @pytest.fixture(scope="module")
 def server(tiny_chat, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    with Server([str(tiny_chat), *FLAGS], log, development=True) as running:
+    with pytest.MonkeyPatch.context() as patch:
+        # vLLM's log probabilities go through a torch.compile of their own, whatever --enforce-eager
+        # says, and the C++ compiler of a cold machine takes longer for it than all of the test.
+        patch.setenv("TORCH_COMPILE_DISABLE", "1")
+        running = Server([str(tiny_chat), *FLAGS], log, development=True)
+    with running:
         yield running
 
 
