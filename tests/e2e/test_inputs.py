@@ -280,6 +280,18 @@ def test_lengths_around_the_models(server, tokenizer):
     assert report(cut)["status"] == "compressed"
 
 
+def test_ranges_lie_in_the_prompt_as_it_is_cut(server):
+    cut = {"prompt": document(900), "truncate_prompt_tokens": 400}
+    ranges = {"vllm_xargs": {"qm_ratio": 0.5, "qm_protect_ranges": "[[5, 401]]"}}
+    said = refused(server, cut | ranges)
+    assert "has (5, 401), but truncate_prompt_tokens cuts the prompt to 400 tokens" in said
+    told = report(complete(server, **cut, qm_ratio=0.5, qm_protect_ranges="[[350, 400]]",
+                           qm_details=1))
+    assert told["status"] == "compressed"
+    assert told["source_tokens"] == 400
+    assert set(range(350, 400)) <= set(told["details"]["kept_indices"])
+
+
 # --- parameters ----------------------------------------------------------------------------
 def test_schemas_end_by_themselves_in_streams(server):
     schema = {
