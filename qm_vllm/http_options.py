@@ -87,8 +87,11 @@ class RefuseBadOptions:
             for given in _options(content):
                 config = self._rules_of(scope).request(given)
                 if "protect_ranges" in given:
+                    cut_to = _cut_to(scope, content)
                     async for length in self._lengths(scope, content):
-                        check_ranges(config.protect_ranges, _cut(content, length))
+                        length = cut_to if length is None else length
+                        if length is not None:
+                            check_ranges(config.protect_ranges, length, cut_to)
         except ConfigError as error:
             return str(error)
         return None
@@ -102,8 +105,10 @@ class RefuseBadOptions:
             self._rules = ClientRules.of(engine.options, engine.text_config)
         return self._rules
 
-    async def _lengths(self, scope: Any, content: dict[str, Any]) -> AsyncIterator[int]:
-        """Tokens of each prompt or of the conversation, as far as the server says."""
+    async def _lengths(
+        self, scope: Any, content: dict[str, Any]
+    ) -> AsyncIterator[int | None]:
+        """Tokens of each prompt or of the conversation, uncut; None if the server does not say."""
         if "input" in content and "messages" not in content:
             content = _conversation(content)
         prompts = content.get("prompt")
@@ -113,9 +118,7 @@ class RefuseBadOptions:
             if isinstance(prompt, list):
                 yield len(prompt)
                 continue
-            length = await self._count(scope, content | {"prompt": prompt})
-            if length is not None:
-                yield length
+            yield await self._count(scope, content | {"prompt": prompt})
 
     async def _count(self, scope: Any, content: dict[str, Any]) -> int | None:
         """Tokens of one prompt or conversation; None if the server does not say."""
@@ -146,12 +149,6 @@ class RefuseBadOptions:
         return int(answer[field])
 
 
-def _cut(content: dict[str, Any], length: int) -> int:
-    """Tokens that are left of a prompt where the request wants it cut."""
-    most = content.get("truncate_prompt_tokens")
-    return min(length, most) if type(most) is int and most > 0 else length
-
-
 def _content(body: bytes) -> dict[str, Any]:
     """The JSON object of a body; empty for anything else, which vLLM answers in its own words."""
     try:
@@ -159,6 +156,18 @@ def _content(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _cut_to(scope: Any, content: dict[str, Any]) -> int | None:
+    """What vLLM leaves of a prompt at most; None where the request does not say a number.
+
+    A longer prompt than the model takes is not counted by ``/tokenize``, but may be cut. With -1
+    the model's own length decides, which is not known here: the engine checks the ranges then.
+    """
+    if "completions" not in scope.get("path", ""):
+        return None
+    most = content.get("truncate_prompt_tokens")
+    return most if type(most) is int and most >= 0 else None
 
 
 def _conversation(content: dict[str, Any]) -> dict[str, Any]:

@@ -52,10 +52,17 @@ def parse_request_args(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     return values
 
 
-def check_ranges(ranges: tuple[tuple[int, int], ...], num_tokens: int) -> None:
-    """Raise ConfigError if one of a request's protect_ranges leaves its prompt."""
+def check_ranges(
+    ranges: tuple[tuple[int, int], ...], num_tokens: int, cut_to: int | None = None
+) -> None:
+    """Raise ConfigError if one of a request's protect_ranges leaves its prompt.
+
+    Args:
+        cut_to: what ``truncate_prompt_tokens`` leaves of a prompt at most.
+    """
+    most, why = num_tokens, f"the prompt has {num_tokens} tokens"
+    if cut_to is not None and cut_to <= num_tokens:
+        most, why = cut_to, f"truncate_prompt_tokens cuts the prompt to {cut_to} tokens"
     for start, stop in ranges:
-        if stop > num_tokens:
-            raise ConfigError(
-                f"protect_ranges has ({start}, {stop}), but the prompt has {num_tokens} tokens"
-            )
+        if stop > most:
+            raise ConfigError(f"protect_ranges has ({start}, {stop}), but {why}")

@@ -114,32 +114,31 @@ def test_openai_tools_and_schemas(client):
     assert "hint_tokens" not in told(blind)
 
 
-def test_an_agent_keeps_its_tools_and_its_task_and_no_result(client, tiny_agent):
-    from transformers import AutoTokenizer
-
-    tools = [{"type": "function", "function": TOOL}]
-    call = {"id": "call00001", "type": "function", "function": {
-        "name": "look_up", "arguments": '{"word": "parcel"}'}}
-    talk = [
-        {"role": "user", "content": "Which records speak of parcels?"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "call00001", "content": TEXT},
+def test_a_tools_result_is_not_the_persons_last_turn(client, server):
+    task = "Look the letter up and say in one line who wrote it."
+    call = {"id": "call_1", "type": "function", "function": {
+        "name": "look_up", "arguments": json.dumps({"word": "letter"}),
+    }}
+    talk = {
+        "model": "smol", "tools": [{"type": "function", "function": TOOL}], "messages": [
+            {"role": "user", "content": task},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1",
+             "content": " ".join(demo_document().text.split()[:1100])},
+        ],
+    }
+    report = told(client.chat.completions.create(**talk, max_tokens=4, temperature=0))
+    assert report["status"] == "compressed"
+    ids = server.ask("/tokenize", talk)["tokens"]
+    assert len(ids) == report["source_tokens"]
+    turns = [
+        (role, server.ask("/detokenize", {"model": "smol", "tokens": ids[start:stop]})["prompt"])
+        for role, start, stop in report["kept_turns"]
     ]
-    report = told(client.chat.completions.create(
-        model="smol", messages=talk, tools=tools, tool_choice="none", max_tokens=3,
-    ))
-    tokenizer = AutoTokenizer.from_pretrained(tiny_agent)
-    arguments = {"name": "look_up", "arguments": {"word": "parcel"}}
-    shown = [talk[0], {**talk[1], "tool_calls": [{**call, "function": arguments}]}, talk[2]]
-    ids = tokenizer.apply_chat_template(
-        shown, tools=tools, add_generation_prompt=True, return_dict=False
-    )
-    assert report["source_tokens"] == len(ids)
-    kept = [(role, tokenizer.decode(ids[a:b])) for role, a, b in report["kept_turns"]]
-    assert [role for role, _ in kept] == ["system", "user"]
-    assert "Looks a word up." in kept[0][1]
-    assert "Which records" in kept[1][1]
-    assert report["kept_tokens"] > 0.4 * len(ids), "the schemas stay beside the budget"
+    assert [role for role, _ in turns] == ["system", "user"]
+    assert TOOL["description"] in turns[0][1]
+    assert task in turns[1][1]
+    assert "tool_response" not in turns[1][1]
 
 
 @pytest.mark.parametrize(("extra", "words"), [

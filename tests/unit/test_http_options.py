@@ -253,6 +253,39 @@ def test_ranges_outside_the_prompt_are_refused(content):
     assert asked[-1] == ("/v1/completions", json.loads(body(**content, vllm_xargs=inside)))
 
 
+@pytest.mark.parametrize("content", [
+    {"prompt": "one two three"}, {"prompt": [7, 8, 9]}, {"prompt": [[7, 8, 9], [7, 8, 9, 10]]},
+    {"messages": [{"role": "user", "content": "one two three"}]},
+])
+@pytest.mark.parametrize("tokenize_status", [200, 400])
+def test_ranges_are_measured_in_the_prompt_as_vllm_cuts_it(content, tokenize_status):
+    inside, outside = ({"qm_protect_ranges": f"[[1, {stop}]]"} for stop in (2, 3))
+    cut = content | {"truncate_prompt_tokens": 2}
+    status, answer, _ = ask_server(
+        cut | {"vllm_xargs": outside}, tokenize_status=tokenize_status
+    )
+    assert status == 400
+    assert answer["error"]["message"].endswith(
+        "protect_ranges has (1, 3), but truncate_prompt_tokens cuts the prompt to 2 tokens"
+    )
+    assert ask_server(cut | {"vllm_xargs": inside}, tokenize_status=tokenize_status)[0] == 200
+
+
+@pytest.mark.parametrize(("path", "cut"), [
+    ("/v1/completions", -1), ("/v1/completions", None), ("/v1/completions", 9),
+    ("/v1/responses", 2),  # which has no such field
+])
+def test_a_prompt_that_is_not_cut_is_measured_as_it_is(path, cut):
+    words = "one two three"
+    given = {"input": words} if path == "/v1/responses" else {"prompt": words}
+    content = given | {"truncate_prompt_tokens": cut}
+    inside, outside = ({"qm_protect_ranges": f"[[1, {stop}]]"} for stop in (3, 4))
+    status, answer, _ = ask_server(content | {"vllm_xargs": outside}, path=path)
+    assert status == 400
+    assert "but the prompt has 3 tokens" in answer["error"]["message"]
+    assert ask_server(content | {"vllm_xargs": inside}, path=path)[0] == 200
+
+
 @pytest.mark.parametrize(("path", "content"), [
     ("/v1/responses", {"input": "two three", "instructions": "one"}),
     ("/v1/responses", {"input": [{"role": "user", "content": "one two three"}, {"type": "x"}]}),
