@@ -18,6 +18,7 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
 from qm_vllm.reports import report_of
 from qm_vllm.request_options import request_args
+from qm_vllm.special_tokens import special_ids
 
 NO_CHARACTER = "\ufffd"
 """What decoders write for bytes that are no character."""
@@ -137,11 +138,11 @@ def page_data(
     kept = [index in chosen for index in range(count)]
     if config.merge == "select":
         groups = [group if keep else -1 for group, keep in zip(groups, kept, strict=True)]
-    special_ids = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     protected = protected_positions(
         config,
         count,
-        special=[index for index, token in enumerate(ids) if token in special_ids],
+        special=[index for index, token in enumerate(ids) if token in special],
         ranges=[(start, stop) for _, start, stop in report.get("kept_turns", ())],
     )
     low, high = min(scores), max(scores)

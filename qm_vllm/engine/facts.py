@@ -13,6 +13,7 @@ from qm_vllm.engine.memory import DecoderShape
 from qm_vllm.engine.requests.chat_turns import ChatTurns
 from qm_vllm.engine.requests.hints import Hints
 from qm_vllm.processor import computes_bf16
+from qm_vllm.special_tokens import special_ids
 from qm_vllm_patches.settings import CacheFacts, EngineSettings, tokenizer_of
 
 ENCODE_FROM = 16384
@@ -157,7 +158,7 @@ def no_native(settings: EngineSettings, cache: CacheFacts) -> str | None:
 
 def _special_ids(text_config: Any, tokenizer: Any) -> frozenset[int]:
     if tokenizer is not None:
-        return frozenset(tokenizer.all_special_ids)
+        return special_ids(tokenizer)
     found: set[int] = set()
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         value = getattr(text_config, name, None)

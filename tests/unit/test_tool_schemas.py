@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +66,21 @@ def test_talks_without_tools_have_none(name, tags):
 
 def test_a_template_without_tools_knows_none():
     assert with_schemas("chatml", "pieces", TALK, [SCHEMA]) == []
+
+
+@pytest.mark.parametrize(("name", "tags"), ALL)
+def test_marks_that_are_special_without_being_named_are_marks(name, tags):
+    """Tokenizers whose files name the end and the padding alone, as converted ones do."""
+    tokenizer = tokenizer_of(name, tags)
+    named = ChatTurns(tokenizer)
+    tokenizer.added_tokens_decoder = {
+        i: SimpleNamespace(special=i in tokenizer.all_special_ids)
+        for i, _ in enumerate(tokenizer.names)
+    }
+    tokenizer.all_special_ids = tokenizer.all_special_ids[1:2]
+    added = ChatTurns(tokenizer)
+    assert added.marks == named.marks
+    assert "user" in named.marks.values()
 
 
 def plan_of(name, tags, messages, tools, **options):

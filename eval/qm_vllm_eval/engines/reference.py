@@ -12,6 +12,7 @@ import torch
 
 from qm_vllm.layers import WINDOW_QUERIES
 from qm_vllm.processor import best_dtype
+from qm_vllm.special_tokens import special_ids
 from qm_vllm_eval.engines.base import Cell, budget, make_row
 from qm_vllm_eval.engines.peers import Peers
 from qm_vllm_eval.methods import Budget, Request, Unfit, kvpress, llmlingua
@@ -64,7 +65,7 @@ class ReferenceEngine:
         self.decoder = Decoder(loaded.eval().to(place))
         self.reader, self.block_size = Reader(self.decoder), block_size
         self.eos = _end_tokens(loaded, self.tokenizer)
-        self.special = frozenset(self.tokenizer.all_special_ids)
+        self.special = special_ids(self.tokenizer)
         self.peers = Peers(str(model), str(kind).removeprefix("torch."), torch.get_num_threads())
 
     def facts(self) -> dict[str, Any]:

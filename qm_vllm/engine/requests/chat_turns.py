@@ -13,6 +13,7 @@ from itertools import compress
 from typing import Any
 
 from qm_vllm.engine.requests.agent_talks import SCHEMA, TALKS, Sample, forms, lead_of, schemas
+from qm_vllm.special_tokens import special_ids
 from qm_vllm.turns import Turn
 from qm_vllm_patches.log import get_logger
 
@@ -37,7 +38,7 @@ class ChatTurns:
         self.marks: dict[tuple[int, ...], str] = {}
         self.problem: str | None = None
         self._tokenizer, self._by_first = tokenizer, dict[int, list[tuple[int, ...]]]()
-        self._special = frozenset(getattr(tokenizer, "all_special_ids", ()))
+        self._special = special_ids(tokenizer)
         self._end_of_answer: int | None = None
         self._leads: set[tuple[int, ...]] = set()
         if not getattr(tokenizer, "chat_template", None):
