@@ -248,7 +248,8 @@ def main() -> None:
     rows = measure(args, llm)
     facts = {
         "date": meta.now(), "commit": meta.commit(), "hardware": meta.hardware(),
-        "model": Path(args.model).name, "arguments": {k: str(v) for k, v in vars(args).items()},
+        "model": Path(args.model).name,
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("model", "json")},
     }
     args.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
     vllm.shut_down(llm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -131,12 +132,13 @@ def page_data(
     if not isinstance(details, dict):
         raise UserError("the engine's report has no details; update qm-vllm on its side")
     count = len(ids)
-    scores, groups = list(details["scores"]), list(details["groups"])
+    scores, chosen = list(details["scores"]), set(details["kept_indices"])
+    kept = [index in chosen for index in range(count)]
+    # The native delivery moves what is kept and merges nothing: a kept token is a group of its own.
+    groups = list(details.get("groups") or (so_far - 1 for so_far in accumulate(kept)))
     if len(scores) != count or len(groups) != count:
         raise UserError(f"the report speaks of {len(scores)} tokens, the prompt has {count}")
-    chosen = set(details["kept_indices"])
-    kept = [index in chosen for index in range(count)]
-    if config.merge == "select":
+    if config.merge == "select" or "groups" not in details:
         groups = [group if keep else -1 for group, keep in zip(groups, kept, strict=True)]
     special = special_ids(tokenizer)
     protected = protected_positions(

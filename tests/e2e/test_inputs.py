@@ -150,8 +150,9 @@ def test_a_prompt_that_ends_inside_a_character_streams_as_plain_vllm_does(server
     for cut in range(1, 6):
         ids, rest = head + family[:cut], family[cut]
         body = {"prompt": ids, "max_tokens": 3, "allowed_token_ids": [rest]}
-        plain = deltas(server, body | {"vllm_xargs": {"qm_enabled": 0}})
-        mine = deltas(server, body | {"vllm_xargs": {"qm_ratio": 0.3}})
+        # A busy server puts several tokens into one event, so those without text do not count.
+        plain = "|".join(filter(None, deltas(server, body | {"vllm_xargs": {"qm_enabled": 0}})))
+        mine = "|".join(filter(None, deltas(server, body | {"vllm_xargs": {"qm_ratio": 0.3}})))
         assert mine == plain, cut
 
 

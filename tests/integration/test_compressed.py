@@ -40,7 +40,8 @@ def test_equals_transformers_reference(llm, reference, length, ratio, visible):
         query_visible=visible, special=frozenset(),
     )
     ((got, report),) = run(
-        llm, [ids], greedy(24, ratio=ratio, query_visible=visible, details=True)
+        llm, [ids],
+        greedy(24, ratio=ratio, query_visible=visible, delivery="inject", details=True),
     )
     assert report["status"] == "compressed", report
     assert report["details"]["kept_indices"] == want.kept

@@ -16,7 +16,8 @@ from tests.waits import Waits
 @pytest.fixture(scope="module")
 def llm(tiny_models):
     config = QuickMergeConfig(
-        ratio=0.4, max_live_jobs=3, encoder_chunk_tokens=64, max_source_tokens=3000,
+        ratio=0.4, delivery="inject", max_live_jobs=3, encoder_chunk_tokens=64,
+        max_source_tokens=3000,
     )
     with engine(tiny_models("llama"), config, skip_tokenizer_init=True) as llm:
         yield llm

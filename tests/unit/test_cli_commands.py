@@ -276,6 +276,12 @@ def test_page_data_of_a_selection_has_no_merged_tokens():
     assert data["groups"] == [0, -1, -1, 1]
 
 
+def test_page_data_of_the_native_delivery_has_no_merged_tokens():
+    details = {name: REPORT["details"][name] for name in ("kept_indices", "scores")}
+    data = page_data(TOKENIZER, [5, 6, 9, 7], REPORT | {"details": details}, QuickMergeConfig())
+    assert data["groups"] == [0, -1, -1, 1]
+
+
 def test_page_data_refuses_a_report_about_another_prompt():
     with pytest.raises(UserError, match="speaks of 4 tokens, the prompt has 2"):
         page_data(TOKENIZER, [5, 6], REPORT, QuickMergeConfig())

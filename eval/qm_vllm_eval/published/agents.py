@@ -36,7 +36,7 @@ def agents_said(name: str) -> str:
     return (
         f"{content['model']}, delivery {arguments['delivery']}, {content['rows'][0]['turns']} "
         f"calls, {arguments['forms']} forms, prompts of up to {content['rows'][0]['longest']:,} "
-        f"tokens, {content['date'][:10]}, commit {content['commit']}"
+        f"tokens, {content['date'][:10]}, commit {content['commit']['id'][:7]}"
     )
 
 
