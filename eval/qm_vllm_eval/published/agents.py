@@ -53,8 +53,10 @@ def hint_table(file: Path) -> str:
     for row in (row for row in held if row["method"] in BOUNDS):
         bounds.setdefault(_question(row), {})[row["method"]] = float(row["nll"])
     cells: dict[tuple[str, str], dict[tuple[str, float], list[tuple[float, float, float]]]] = {}
-    for row in (row for row in held if row["method"] not in BOUNDS):
-        both = bounds[_question(row)]
+    for row in held:
+        both = bounds.get(_question(row), {})
+        if row["method"] in BOUNDS or len(both) < len(BOUNDS):
+            continue  # a question that was cut short has no bounds yet
         cells.setdefault((row["setting"], row["method"]), {}).setdefault(
             (row["task"], float(row["ratio"])), [],
         ).append((both["none"], float(row["nll"]), both["plain"]))
