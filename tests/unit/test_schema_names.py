@@ -63,6 +63,12 @@ def test_a_schema_that_holds_itself_ends():
     assert len(names) <= MOST_HINT
 
 
+@pytest.mark.parametrize("key", ["anyOf", "oneOf", "allOf", "prefixItems"])
+def test_a_schema_that_holds_itself_many_times_and_names_nothing_ends(key):
+    again = {"$ref": "#/$defs/Part"}
+    assert field_names({**again, "$defs": {"Part": {key: [again] * 10}}}) == ""
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(

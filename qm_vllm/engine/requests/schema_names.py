@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from qm_vllm.config import QuickMergeConfig
@@ -18,6 +19,8 @@ from qm_vllm.option_checks import MOST_HINT
 
 DEEPEST = 16
 """Levels of a schema that are looked at: schemas may hold themselves."""
+MOST_PARTS = 4096
+"""Parts of it that are looked at: one that holds itself ten times has 10^16 of them."""
 MOST_NAMES = 256
 PARTS = ("items", "additionalProperties", "contains")
 CHOICES = ("prefixItems", "anyOf", "oneOf", "allOf")
@@ -53,32 +56,29 @@ def field_names(schema: str | dict[str, Any]) -> str:
         root = json.loads(schema) if isinstance(schema, str) else schema
     except (ValueError, RecursionError):
         return ""
-    names: list[str] = []
-    for name in _names(root, root, DEEPEST):
-        names.append(name)
-        if len(names) == MOST_NAMES:
-            break
-    return ", ".join(names)[-MOST_HINT:]
+    names = _names(root, root, DEEPEST, iter(range(MOST_PARTS)))
+    return ", ".join(islice(names, MOST_NAMES))[-MOST_HINT:]
 
 
-def _names(part: Any, root: Any, levels: int) -> Iterator[str]:
+def _names(part: Any, root: Any, levels: int, parts: Iterator[int]) -> Iterator[str]:
+    """Names in one part; ``parts`` gives something for each that may still be looked at."""
     part = _referred(part, root)
-    if not isinstance(part, dict) or not levels:
+    if not isinstance(part, dict) or not levels or next(parts, None) is None:
         return
     fields = part.get("properties")
     for name, field in fields.items() if isinstance(fields, dict) else ():
         before = f"{name} "
-        for inner in _names(field, root, levels - 1):
+        for inner in _names(field, root, levels - 1, parts):
             yield before + inner
             before = ""
         if before:
             yield str(name)
     for key in PARTS:
-        yield from _names(part.get(key), root, levels - 1)
+        yield from _names(part.get(key), root, levels - 1, parts)
     for key in CHOICES:
         choices = part.get(key)
         for choice in choices if isinstance(choices, list) else ():
-            yield from _names(choice, root, levels - 1)
+            yield from _names(choice, root, levels - 1, parts)
 
 
 def _referred(part: Any, root: Any) -> Any:
