@@ -36,31 +36,35 @@ def room_for_turns(config: QuickMergeConfig, num_tokens: int) -> float:
     return room if config.max_kept is None else min(room, config.max_kept / 2)
 
 
-def beside_schemas(
+def beside_budget(
     config: QuickMergeConfig, schemas: Sequence[Turn], num_tokens: int
-) -> QuickMergeConfig | None:
-    """The configuration of a prompt whose schemas of tools stay whole on top of its budget.
+) -> tuple[QuickMergeConfig, list[Turn]]:
+    """The system turns with schemas of tools that stay whole on top of a prompt's budget.
 
     Without them calls do not parse (``scripts/agent_policy.py``), and in short prompts they alone
     are more than the budget. So with ``keep_roles="auto"`` the ratio is that of the other tokens.
 
     Args:
-        schemas: system turns that hold schemas. num_tokens: N.
+        schemas: turns that hold schemas. num_tokens: N.
 
     Returns:
-        None: there are none, or the configuration says otherwise what stays.
+        The configuration with that budget, and the turns: none where the configuration says
+        otherwise what stays.
     """
     others = (config.max_kept, config.alpha, config.max_error)
-    if not schemas or config.keep_roles != "auto" or any(one is not None for one in others):
-        return None
-    size = sum(end - start for _, start, end in schemas)
+    if config.keep_roles != "auto" or any(one is not None for one in others):
+        return config, []
+    turns = [turn for turn in schemas if turn[0] == "system"]
+    if not turns:
+        return config, []
+    size = sum(end - start for _, start, end in turns)
     kept = size + math.ceil((config.ratio or config.DEFAULT_RATIO) * (num_tokens - size))
-    return replace(config, min_kept=max(config.min_kept, kept))
+    return replace(config, min_kept=max(config.min_kept, kept)), turns
 
 
 def kept_turns(
     config: QuickMergeConfig, turns: Sequence[Turn], num_tokens: int,
-    schemas: Sequence[Turn] = (),
+    beside: Sequence[Turn] = (),
 ) -> list[Turn]:
     """The turns that ``config.keep_roles`` protects.
 
@@ -70,14 +74,14 @@ def kept_turns(
 
     Args:
         turns: all turns of the prompt in their order. num_tokens: N.
-        schemas: those of them that stay beside the budget (:func:`beside_schemas`).
+        beside: those of them that stay on top of the budget (:func:`beside_budget`).
     """
     found = wanted_turns(config, turns)
     if config.keep_roles != "auto":
         return found
     room = room_for_turns(config, num_tokens)
-    kept = list(schemas)
-    others = [turn for turn in found if turn not in schemas]
+    kept = list(beside)
+    others = [turn for turn in found if turn not in beside]
     for turn in sorted(others, key=lambda turn: turn[2] - turn[1]):
         room -= turn[2] - turn[1]
         if room < 0:

@@ -76,6 +76,8 @@ class ChatTurns:
         Args:
             turns: of :meth:`find`.
         """
+        if not turns or not self._leads:
+            return []
         ends = [
             place + 1
             for place in places(token_ids, {lead[-1] for lead in self._leads})

@@ -20,7 +20,7 @@ from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm.layers import resolve_layers
 from qm_vllm.option_checks import NO_HINT
 from qm_vllm.request_options import check_ranges, parse_request_args
-from qm_vllm.turns import SCHEMAS, Turn, beside_schemas, kept_turns, wanted_turns
+from qm_vllm.turns import SCHEMAS, Turn, beside_budget, kept_turns, wanted_turns
 from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.requests import Arrival
 
@@ -223,10 +223,8 @@ def _spec(
     block_size = None if config.delivery == "prefill" else facts.block_size
     chat = facts.chat.find(ids) if config.keep_roles else []
     schemas = facts.chat.with_schemas(ids, chat)
-    beside = [turn for turn in schemas if turn[0] == "system"]
-    grown = beside_schemas(config, beside, len(ids))
-    config = grown or config
-    turns = tuple(kept_turns(config, chat, len(ids), beside if grown else ()))
+    config, beside = beside_budget(config, schemas, len(ids))
+    turns = tuple(kept_turns(config, chat, len(ids), beside))
     special = places(ids, facts.special_ids) if config.protect_special else []
     protected = protected_positions(
         config, len(ids), special=special, ranges=[(start, stop) for _, start, stop in turns]
