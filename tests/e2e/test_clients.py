@@ -17,9 +17,7 @@ from qm_vllm_eval.serving.server import Server
 pytestmark = pytest.mark.e2e
 FLAGS = (
     *soak.FLAGS, "--served-model-name", "smol", "--num-gpu-blocks-override", "200",
-    "--enable-auto-tool-choice", "--tool-call-parser", "pythonic",
-    # A random model would write spaces for ever.
-    "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
+    "--enable-auto-tool-choice", "--tool-call-parser", "pythonic", *soak.FORM_FLAGS,
 )
 TEXT = " ".join(demo_document().text.split()[:700])
 MESSAGES = [{"role": "user", "content": TEXT}]

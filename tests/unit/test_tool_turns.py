@@ -16,6 +16,7 @@ from qm_vllm.engine.requests.memo import Outcome
 from qm_vllm.engine.requests.planning import plan_request
 from qm_vllm.engine.requests.report import compressed_report
 from qm_vllm.turns import kept_turns, room_for_turns
+from qm_vllm_eval.serving.tiny_model import TOOLS_TEMPLATE
 from qm_vllm_patches.requests import Arrival
 from tests.settings import facts
 
@@ -89,7 +90,9 @@ class PieceTokenizer:
 
 
 def tokenizer_of(name, tags="pieces"):
-    source = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    # Qwen2.5's is that of the server which the soak loads, too.
+    file = TOOLS_TEMPLATE if name == "qwen2_5" else TEMPLATES / f"{name}.jinja"
+    source = file.read_text(encoding="utf-8")
     return PieceTokenizer(source, FORMATS.get(name, CHATML), tags)
 
 

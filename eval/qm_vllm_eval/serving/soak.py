@@ -21,11 +21,11 @@ FLAGS = (
     "--enforce-eager", "--encoder-chunk-tokens", "512",
 )
 """Of a server to soak: float32, so that answers can be compared, and prompts in several steps."""
-AGENT_FLAGS = (
-    "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
-    # Between the parts of a form a random model would write spaces until max_tokens.
+FORM_FLAGS = (
     "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
 )
+"""Of a random model, which would write spaces between the parts of a form until max_tokens."""
+AGENT_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes", *FORM_FLAGS)
 """For its requests with tools and forms."""
 NUM_BLOCKS = 70
 """Of its KV cache: small enough to preempt."""

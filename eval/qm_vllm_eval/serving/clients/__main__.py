@@ -28,16 +28,15 @@ from qm_vllm_eval.serving.clients import harness
 from qm_vllm_eval.serving.clients.checks import MODEL
 from qm_vllm_eval.serving.clients.harness import Check
 from qm_vllm_eval.serving.server import Server
+from qm_vllm_eval.serving.soak import AGENT_FLAGS
 
 SDKS = ("openai", "anthropic", "litellm")
 ALL = (*SDKS, "bench", "lm-eval")
 FLAGS = (
     "--served-model-name", MODEL, "--ratio", "0.4", "--dtype", "float32", "--block-size", "32",
-    "--max-model-len", "4096", "--enforce-eager", "--enable-auto-tool-choice",
-    "--tool-call-parser", "hermes",
+    "--max-model-len", "4096", "--enforce-eager", *AGENT_FLAGS,
     # Else vLLM holds the arguments of a tool to its schema only where the client says "strict".
     "--tool-strict-level", "parameter",
-    "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}',
 )
 WORDS = 450
 """Of the document: some 600 tokens."""
