@@ -27,6 +27,7 @@ VALUES: dict[str, Callable[..., str]] = {
     "ego4d": runs.ego4d_value, "paper": runs.paper_value, "file": runs.file_value,
     "bench": runs.bench_value, "phase": runs.phase_value, "times": runs.times_plain,
     "even": runs.even, "noted": runs.noted_value, "first": runs.first_value,
+    "way": runs.way_value,
 }
 
 

@@ -163,6 +163,15 @@ def first_value(machine: str, way: str, *lengths: str) -> str:
     return ", ".join(figure(held[length]["ttft / plain"]) for length in lengths)
 
 
+def way_value(file: str, part: str, way: str, column: str, form: str = ".2f") -> str:
+    """A figure of one way to serve: ``machine/name``, a scenario or a prompt length, column."""
+    machine, _, name = file.partition("/")
+    for row in load(machine, name)["rows"]:
+        if row["way"] == way and part in (row.get("scenario"), str(row.get("N"))):
+            return figure(row[column], form)
+    raise Unknown(f"{file}.json has no {way} of {part}")
+
+
 def phase_value(file: str, length: str, section: str, form: str = ".2f") -> str:
     """Seconds of one part of a compressed prefill; ``all``: of all of them."""
     machine, _, name = file.partition("/")
