@@ -18,8 +18,8 @@ ROOM = ROOT / "patches" / "qm_vllm_patches"
 PRODUCT = ROOT / "qm_vllm"
 STUDIES = "qm_vllm_eval"
 LISTS = {**symbols.IMPORTS, **symbols.OPTIONAL, **symbols.ELSEWHERE}
-OWN = {"symbols.py"}
-"""Holds the names as text."""
+OWN = {file.name for file in (ROOM / "symbols").glob("*.py")} - {"__init__.py"}
+"""Hold the names as text."""
 
 PRIVATE = {
     name for names in symbols.ATTRIBUTES.values() for name in names if name.startswith("_")
