@@ -201,9 +201,9 @@ class QuickMergeConfig:
     )
     max_source_tokens: int | None = option(
         None, check=partial(checks.integer, low=2), changes_result=False,
-        shown="what the memory of jobs holds",
+        shown="max_model_len",
         help="Prompt tokens that may be in the encoder at once, over all jobs; a longer prompt "
-             "passes untouched",
+             "passes untouched. More than max_model_len: prompts of up to so many are served, too",
     )
     max_live_jobs: int = option(
         4, check=partial(checks.integer, low=1), changes_result=False,

@@ -8,6 +8,8 @@ from qm_vllm.errors import UserError
 
 REPORT_KEY = "quickmerge"
 """In ``RequestOutput.kv_transfer_params``, and of the engine's options."""
+REFUSED = "refused"
+"""Status of a request that could not be served: its prompt is longer than vLLM can read."""
 
 
 def report_of(output: Any) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def facts(**changes: Any) -> EngineFacts:
     values: dict[str, Any] = {
         "block_size": made.block_size, "block_bytes": 1 << 15, "num_layers": made.num_layers,
         "special_ids": frozenset(), "model_key": "tiny", "max_model_len": made.max_model_len,
-        "no_inject": None, "has_adapter": True,
+        "trained_length": made.max_model_len, "no_inject": None, "has_adapter": True,
         "shape": decoder_shape(made), "chat": ChatTurns(None), "prefix_caching": True,
     }
     return EngineFacts(**values | changes)

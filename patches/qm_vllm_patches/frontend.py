@@ -56,11 +56,13 @@ def watching() -> Iterator[Watch]:
         _watched.reset(token)
 
 
-def carry_reports(key: str) -> None:
+def carry_reports(key: str, refused: str) -> None:
     """Let this process's frontends keep and repeat reports; a second call does nothing.
 
     Args:
         key: of the report in ``kv_transfer_params``.
+        refused: status in the report of a request that could not be served: who waits for it gets
+            a ValueError with the report's reason.
     """
     try:
         from vllm.v1.engine.output_processor import OutputProcessor
@@ -73,7 +75,7 @@ def carry_reports(key: str) -> None:
     @functools.wraps(process)
     def process_outputs(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
         for output in engine_core_outputs:
-            _carry(self.request_states.get(output.request_id), output, key)
+            _carry(self.request_states.get(output.request_id), output, key, refused)
         return process(self, engine_core_outputs, *args, **kwargs)
 
     @functools.wraps(add)
@@ -87,11 +89,13 @@ def carry_reports(key: str) -> None:
     OutputProcessor.add_request = add_request  # type: ignore[method-assign]
 
 
-def _carry(state: Any, output: Any, key: str) -> None:
+def _carry(state: Any, output: Any, key: str, refused: str) -> None:
     told = output.kv_transfer_params
     if state is None:
         return
     if told is not None and key in told:
         setattr(state, REPORT, told[key])
+        if told[key].get("status") == refused and state.queue is not None:
+            state.queue.put(ValueError(told[key]["reason"]))
     elif told is None and (report := getattr(state, REPORT, None)) is not None:
         output.kv_transfer_params = {key: report}

@@ -21,7 +21,7 @@ class Arrival:
         tokens: of the prompt. token_ids: None where it has embeddings instead.
         extra_args: of its sampling parameters; generates: it has such parameters at all.
         salt: its own cache salt. lora: name of its adapter.
-        one_token: its answer has no more than one token.
+        one_token: its answer has no more than one token. max_tokens: the most that it may have.
         first: another request may sample its first token. first_shared: which is then the same as
             that of all such requests.
         priority: the lower, the earlier; 0 where the engine does not schedule by it.
@@ -45,6 +45,7 @@ class Arrival:
     first_shared: bool = False
     priority: int = 0
     schema: str | dict[str, Any] | None = None
+    max_tokens: int = 1
 
 
 class RequestHandle:
@@ -140,6 +141,7 @@ def arrival(
         prompt_logprobs=params is not None and params.prompt_logprobs is not None,
         handle=RequestHandle(request),
         one_token=params is not None and params.max_tokens == 1,
+        max_tokens=1 if params is None else params.max_tokens or 1,
         first=first,
         first_shared=first and params is not None and first_token.is_the_same_for_all(params),
         priority=request.priority if by_priority else 0,

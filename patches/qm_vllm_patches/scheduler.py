@@ -13,7 +13,7 @@ from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
 
 from qm_vllm_patches import first_token
-from qm_vllm_patches.true_figures import TrueFigures
+from qm_vllm_patches.true_figures import Teller, TrueFigures
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
@@ -52,7 +52,8 @@ class Shadows:
         self.limits: dict[str, int] = {}
         self.ended: set[str] = set()
         self.given: list[tuple[Request, int, str | None]] = []
-        self.broken: list[Request] = []
+        self.broken: list[tuple[Request, dict[str, Any]]] = []
+        self.teller: Teller | None = None
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self.live
@@ -91,8 +92,9 @@ class Shadows:
 
         vLLM does so itself where blocks were not loaded, but not with several KV-cache groups.
         """
-        status = RequestStatus.FINISHED_ERROR
-        self.broken += self.scheduler.finish_requests(request_id, status)
+        report = {} if self.teller is None else self.teller.report_so_far(request_id, 0)
+        ended = self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ERROR)
+        self.broken += [(request, report) for request in ended]
 
     def begin(self, handle: RequestHandle, token: int, shadow: str | None = None) -> None:
         """A request's first token is known: it goes on behind it, and its client is told.
@@ -138,6 +140,7 @@ class ShadowScheduler:
         self.shadows = Shadows(self)
         connector = self.connector  # type: ignore[attr-defined]
         self._half = bind(connector, self.shadows)
+        self.shadows.teller = None if self._half is None else self._half.telling
         self._figures = (
             None if self._half is None
             else TrueFigures(self, self._half.telling, connector.REPORT)
@@ -189,10 +192,12 @@ class ShadowScheduler:
                 output.prefill_stats = PrefillStats()
             # Before the step's own output, which is the next token.
             found.setdefault(request.client_index, EngineCoreOutputs()).outputs.insert(0, output)
-        for request in shadows.broken:
+        for request, report in shadows.broken:
             output = EngineCoreOutput(
                 request.request_id, [], finish_reason=request.get_finished_reason()
             )
+            if report and self._figures is not None:
+                output.kv_transfer_params = {self._figures.key: report}
             found.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(output)
         shadows.given, shadows.broken = [], []
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from qm_vllm.api import SCHEDULER
 from qm_vllm.calibration import calibrated
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import read_facts, refuse
 from qm_vllm.engine.jobs.worker_side import WorkerSide
 from qm_vllm.engine.metrics import QuickMergePromMetrics, QuickMergeStats
+from qm_vllm.engine.requests.long_prompts import early_refusal, longest_admitted
 from qm_vllm.engine.requests.scheduler_side import SchedulerSide
-from qm_vllm.reports import REPORT_KEY
+from qm_vllm.reports import REFUSED, REPORT_KEY
 from qm_vllm_patches import checks, frontend
 from qm_vllm_patches.connector import ConnectorBase
+from qm_vllm_patches.long_prompts import admit_long_prompts
 from qm_vllm_patches.settings import CacheFacts, EngineSettings
 
 # vLLM loads this module in each process of an engine that was started with the plug-in.
-frontend.carry_reports(REPORT_KEY)
+frontend.carry_reports(REPORT_KEY, REFUSED)
+admit_long_prompts(REPORT_KEY, SCHEDULER, longest_admitted, early_refusal)
 
 
 class QuickMergeConnector(ConnectorBase):

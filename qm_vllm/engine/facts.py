@@ -40,6 +40,8 @@ class EngineFacts:
     """Why the inject delivery is impossible here; None if it is possible."""
     has_adapter: bool
     max_model_len: int
+    trained_length: int
+    """Positions that the model was trained for."""
     shape: DecoderShape
     chat: ChatTurns
     prefix_caching: bool = True
@@ -94,6 +96,10 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
         no_inject=no_inject(settings, cache),
         has_adapter=settings.architecture in FAMILIES,
         max_model_len=settings.max_model_len,
+        trained_length=max(
+            settings.max_model_len,
+            getattr(settings.text_config, "max_position_embeddings", None) or 0,
+        ),
         shape=decoder_shape(settings),
         chat=ChatTurns(tokenizer),
         prefix_caching=settings.prefix_caching,

@@ -109,7 +109,8 @@ def native_bytes(
 
 
 def memory_to_keep(
-    config: QuickMergeConfig, shape: DecoderShape, available: int, *, longest: int, block_size: int
+    config: QuickMergeConfig, shape: DecoderShape, available: int, *, max_model_len: int,
+    block_size: int,
 ) -> int:
     """Bytes to set aside for jobs of the memory that the KV cache would get.
 
@@ -118,13 +119,15 @@ def memory_to_keep(
 
     Args:
         available: bytes that plain vLLM would give to the KV cache.
-        longest: tokens of the longest prompt.
+        max_model_len: tokens of the longest prompt that vLLM can read.
         block_size: tokens of a KV block.
     """
+    longest = config.max_source_tokens or max_model_len
     share = int(config.job_memory_share * available)
     wanted = min(job_bytes(config, shape, longest, bound_kept(config, longest)), share)
     # One block more than the prompt's is vLLM's own.
-    spare = available - (-(-longest // block_size) + 1) * block_size * shape.token_bytes
+    held = min(longest, max_model_len)
+    spare = available - (-(-held // block_size) + 1) * block_size * shape.token_bytes
     # Below 0 vLLM does not start, or finds a shorter length by itself (max_model_len="auto").
     return wanted if spare < 0 else min(wanted, spare)
 

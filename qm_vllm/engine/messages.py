@@ -35,6 +35,8 @@ class JobSpec:
             positions, one KV-cache group's after another's. Empty for the prefill delivery.
         group_blocks: how many of them each group has; only with the native delivery.
         hint: token ids of what will be asked, H of them; () where nothing is said.
+        parts: bounds 0, ..., N of what is read apart (:mod:`qm_vllm.engine.parts`); () where the
+            prompt is read as a whole.
     """
 
     id: int
@@ -50,6 +52,7 @@ class JobSpec:
     blocks: tuple[int, ...] = ()
     group_blocks: tuple[int, ...] = ()
     hint: tuple[int, ...] = ()
+    parts: tuple[int, ...] = ()
 
     @property
     def read_ids(self) -> list[int]:

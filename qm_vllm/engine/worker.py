@@ -27,11 +27,9 @@ class QuickMergeWorkerMixin(WorkerHooks):
 
         config, shape = configured(settings), decoder_shape(settings)
         if profiled:
-            longest = min(
-                settings.max_model_len, config.max_source_tokens or settings.max_model_len
-            )
             self._job_bytes = memory_to_keep(
-                config, shape, available, longest=longest, block_size=settings.block_size
+                config, shape, available, max_model_len=settings.max_model_len,
+                block_size=settings.block_size,
             )
         else:  # the KV cache was given its size, so this is not taken from it
             self._job_bytes = max(int(config.job_memory_share * available), LEAST)

@@ -143,7 +143,7 @@ def row(shape: DecoderShape, available: int, longest: int, prompt: int = 2048) -
     config, kv = QuickMergeConfig(ratio=RATIO), Kv(shape, longest)
     if not kv.starts(available):
         return None
-    kept = memory_to_keep(config, shape, available, longest=longest, block_size=BLOCK)
+    kept = memory_to_keep(config, shape, available, max_model_len=longest, block_size=BLOCK)
     assert kv.starts(available - kept), "where plain vLLM starts, this starts too"
     blocks = kv.blocks(available - kept)
     k = round_to_blocks(round(RATIO * prompt), prompt, 36, BLOCK)
@@ -186,7 +186,9 @@ def test_a_card_on_which_plain_just_starts_starts_with_us(name, spare):
 def test_a_length_that_vllm_fits_by_itself_leaves_a_share():
     """With max_model_len="auto" the length is not known yet, and would not fit."""
     shape = MODELS["Llama-3.1-8B"].shape
-    kept = memory_to_keep(QuickMergeConfig(), shape, 4 * GIB, longest=131_072, block_size=BLOCK)
+    kept = memory_to_keep(
+        QuickMergeConfig(), shape, 4 * GIB, max_model_len=131_072, block_size=BLOCK
+    )
     assert kept == int(0.1 * 4 * GIB)
 
 

@@ -131,10 +131,13 @@ class DenseRunner:
         return sliding or self.place(torch.zeros(1, dtype=torch.long)) is not None
 
     def rotate(
-        self, layer: int, keys: torch.Tensor, table: torch.Tensor | None = None
+        self, layer: int, keys: torch.Tensor, table: torch.Tensor | None = None, *,
+        start: int = 0,
     ) -> torch.Tensor:
-        """Keys [R, KVH, D] of one layer, rotated: to positions 0..R-1, or to the table's."""
-        places = torch.arange(keys.shape[0], device=self.device)
+        """Keys [R, KVH, D] of one layer, rotated: to positions from ``start`` on, or to the
+        table's."""
+        start = 0 if table is not None else start
+        places = torch.arange(start, start + keys.shape[0], device=self.device)
         forward = rotary_forward(self.view.layers[layer].rotary, self.device, table)
         rotated, _ = forward(places, keys.flatten(1).clone(), None)
         return rotated.view(keys.shape)  # type: ignore[no-any-return]

@@ -41,7 +41,10 @@ class CompressionJob:
             positions that a request finds there, rotated for where vLLM will count them; the last
             kept token is left to vLLM, which samples from it. None with the prefill delivery.
         encoder: its pass through the layers below E, alone or with others (:func:`share_pass`).
+        alone: it can go with no others.
     """
+
+    alone = False
 
     def __init__(
         self, spec: JobSpec, runner: DenseRunner, cache: JobCache | None = None
@@ -242,7 +245,7 @@ def share_pass(jobs: Sequence[CompressionJob], rows: int) -> None:
 
     Which ones is decided by their order and sizes alone: equal on all tensor-parallel ranks.
     """
-    waiting = [job for job in jobs if not job.encoder.begun]
+    waiting = [job for job in jobs if not (job.alone or job.encoder.begun)]
     specs = [job.spec for job in waiting]
     for group in gather(specs, rows):
         shared = EncoderPass(

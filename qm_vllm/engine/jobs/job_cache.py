@@ -51,9 +51,19 @@ class JobCache:
             return torch.cat(keys), torch.cat(values)
         return self.cache.read(self.layers[layer].module, self.blocks, self.rows)
 
-    def deliver(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write a layer's kept rows [K - 1, KVH, D], keys rotated. Its other rows are gone then."""
+    def emptied(self) -> JobCache:
+        """The same, without rows."""
+        self.aside = None if self.aside is None else {}
+        return self
+
+    def deliver(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, *, start: int = 0
+    ) -> None:
+        """Write a layer's kept rows [R, KVH, D], keys rotated, from row ``start`` on.
+
+        Where the rows of the prompt are here, those of this layer are gone then.
+        """
         if self.aside is not None:
             self.aside.pop(layer, None)
-        slots = self.slots[: keys.shape[0]]
+        slots = self.slots[start : start + keys.shape[0]]
         self.cache.write(self.layers[layer].module, keys.contiguous(), values.contiguous(), slots)

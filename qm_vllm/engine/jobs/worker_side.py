@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,10 @@ from qm_vllm.engine.adapters import UnsupportedDecoder, embedding_view, view_dec
 from qm_vllm.engine.dense.runner import DenseRunner, self_check
 from qm_vllm.engine.jobs.compression_job import CompressionJob, share_pass
 from qm_vllm.engine.jobs.job_cache import JobCache
+from qm_vllm.engine.jobs.parted_job import PartedJob
 from qm_vllm.engine.messages import JobResult, JobSpec, StepMessage, WorkerMessage, WorkerStart
 from qm_vllm.engine.native.native_worker import NativeWorker
+from qm_vllm.engine.parts import longest_part
 from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm_patches.kv_cache import PagedCache
 from qm_vllm_patches.log import get_logger
@@ -151,7 +154,7 @@ class WorkerSide:
             wanted = self._without_layers(spec) if self.problem else spec
             if self.runner is None:
                 raise Untouched("no_model", self.problem or "there is no model")
-            job = CompressionJob(wanted, self.runner, self._cache_of(wanted))
+            job = self._job(wanted, self.runner)
         except Untouched as why:
             self.results[spec.id] = JobResult(error=str(why))
             return
@@ -162,15 +165,25 @@ class WorkerSide:
         job.start_level(self._unfinished())
         self.jobs[spec.id] = job
 
-    def _cache_of(self, spec: JobSpec) -> JobCache | None:
+    def _job(self, spec: JobSpec, runner: DenseRunner) -> CompressionJob:
         if spec.config.delivery != "inject":
-            return None
+            return CompressionJob(spec, runner)
         if self.cache_problem:
             raise Untouched("no_cache", self.cache_problem)
+        if not spec.parts:
+            return CompressionJob(spec, runner, self._cache_of(spec.blocks, spec.rows))
+        span = longest_part(spec)
+        own = len(spec.blocks) - -(-span // self.block_size)
+        return PartedJob(
+            spec, runner, self._cache_of(spec.blocks[:own], own * self.block_size),
+            self._cache_of(spec.blocks[own:], span),
+        )
+
+    def _cache_of(self, blocks: Sequence[int], rows: int) -> JobCache:
         assert self.runner is not None
         assert self.cache is not None
         return JobCache(
-            self.cache, spec.blocks, self.runner.view.layers, spec.rows, self.runner.device,
+            self.cache, blocks, self.runner.view.layers, rows, self.runner.device,
             aside=self.quantised,
         )
 

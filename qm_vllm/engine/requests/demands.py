@@ -9,8 +9,12 @@ from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.memory import bound_kept, job_bytes
 from qm_vllm.engine.messages import JobSpec
 from qm_vllm.engine.native.blocks import prompt_blocks
+from qm_vllm.engine.parts import longest_part
 from qm_vllm.engine.requests.job_board import Demand
 from qm_vllm.engine.untouched import Untouched
+
+HELD = 32
+"""Bytes a token of what is known of it after its part was read: scores, groups, positions."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,9 @@ def demand_of(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
     Raises:
         ConfigError: max_kept cannot hold the protected positions.
     """
-    tokens, size = len(spec.token_ids), spec.block_size
-    at_most = bound_kept(spec.config, tokens, protected)
-    if size is not None:
-        at_most = round_to_blocks(at_most, tokens, protected, size)
+    size, at_most = spec.block_size, most_kept(spec, protected)
+    if spec.parts:
+        return _parted_demand(spec, at_most + len(spec.parts), facts)
     held = job_bytes(spec.config, facts.shape, spec.rows, at_most)
     if spec.native:
         return _native_demand(spec, held, facts)
@@ -50,6 +53,35 @@ def demand_of(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
     # Where results are not found through the prefix cache, they are copied once.
     spare = 1 if facts.prefix_caching else kept + 1
     return Demand(held, -(-spec.rows // size), kept, spare)
+
+
+def most_kept(spec: JobSpec, protected: int) -> int:
+    """K, or the most that it can be where it depends on the content, rounded to blocks.
+
+    Raises:
+        ConfigError: max_kept cannot hold the protected positions.
+    """
+    tokens, size = len(spec.token_ids), spec.block_size
+    at_most = bound_kept(spec.config, tokens, protected)
+    return at_most if size is None else round_to_blocks(at_most, tokens, protected, size)
+
+
+def _parted_demand(spec: JobSpec, at_most: int, facts: EngineFacts) -> Demand:
+    """Blocks of the result and of one part; bytes of a part and of the states that are kept."""
+    size, span = facts.block_size, longest_part(spec)
+    shape = facts.shape
+    held = job_bytes(spec.config, shape, span, min(span, at_most))
+    held += 2 * at_most * shape.hidden_size * shape.value_bytes + len(spec.token_ids) * HELD
+    kept = -(-at_most // size)
+    spare = 1 if facts.prefix_caching else kept + 1
+    return Demand(held, -(-span // size) + kept, kept, spare)
+
+
+def fits(demand: Demand, room: Room) -> bool:
+    """Whether the engine can ever do it."""
+    return (room.max_bytes is None or demand.bytes <= room.max_bytes) and (
+        room.blocks is None or demand.fits(room.blocks)
+    )
 
 
 def _native_demand(spec: JobSpec, held: int, facts: EngineFacts) -> Demand:
@@ -71,7 +103,8 @@ def must_fit(spec: JobSpec, demand: Demand, facts: EngineFacts, room: Room) -> N
     what = f"a job of {len(spec.token_ids)} prompt tokens"
     if spec.hint:
         what += f" and {len(spec.hint)} of a hint"
-        if spec.rows >= facts.max_model_len:  # vLLM reads no more, and samples one behind them
+        # vLLM reads no more, and samples one behind them.
+        if spec.native and spec.rows >= facts.max_model_len:
             raise Untouched(
                 "too_long",
                 f"{what} leaves no room in max_model_len={facts.max_model_len}; shorten the hint",

@@ -15,6 +15,7 @@ from qm_vllm.engine.native.blocks import own_blocks
 from qm_vllm.engine.requests.chat_turns import places
 from qm_vllm.engine.requests.demands import Room, demand_of, must_fit
 from qm_vllm.engine.requests.job_board import Demand
+from qm_vllm.engine.requests.long_prompts import fitted
 from qm_vllm.engine.requests.schema_names import resolve_hint
 from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm.layers import resolve_layers
@@ -70,7 +71,10 @@ def plan_request(
     if config.delivery == "inject" and facts.no_inject:
         raise Untouched("no_inject", facts.no_inject)
     if config.delivery == "native":
-        _refuse_native(config, facts.no_native or room.no_native)
+        problem = facts.no_native or room.no_native
+        if arrival.tokens >= facts.max_model_len:
+            problem = problem or f"vLLM reads no more than max_model_len={facts.max_model_len}"
+        _refuse_native(config, problem)
     try:
         return _planned(arrival, resolve_hint(config, arrival.schema, facts), facts, room)
     except Untouched as why:
@@ -88,6 +92,8 @@ def _planned(
         if not facts.has_adapter and config.delivery != "native":
             config = without_layers(config)
         spec, protected, crowded_out = _spec(arrival, config, depth, score_layers, facts)
+        if arrival.tokens >= facts.max_model_len:
+            spec = fitted(spec, protected, arrival.max_tokens, facts, room)
         asked = bound_kept(spec.config, arrival.tokens)
         demand = demand_of(spec, protected, facts)
     except ConfigError as error:
@@ -161,6 +167,8 @@ def _delivery(
     request alone decides, not what was served before: equal prompts keep equal tokens.
     """
     tokens = arrival.tokens
+    if tokens >= facts.max_model_len:  # vLLM cannot read it
+        return "inject"
     inject = facts.no_inject is None and room.no_inject is None and arrival.lora is None
     native = not (facts.no_native or room.no_native) and needs(config) == {"attention"}
     native &= config.positions == "source" and config.max_error is None

@@ -9,6 +9,7 @@ from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.requests.memo import Outcome
 from qm_vllm.engine.requests.planning import RequestPlan
 from qm_vllm.engine.requests.tracked import Tracked
+from qm_vllm.reports import REFUSED
 from qm_vllm.turns import SCHEMAS, room_for_turns
 
 
@@ -33,9 +34,12 @@ def report_of(tracked: Tracked, num_blocks: int, facts: EngineFacts) -> dict[str
 def untouched_report(
     source_tokens: int, num_blocks: int, facts: EngineFacts, reason: str
 ) -> dict[str, Any]:
-    """A request that went to plain vLLM. Blocks: held when it finished."""
+    """A request that went to plain vLLM, or that was refused because that cannot serve it.
+
+    Blocks: held when it finished.
+    """
     return {
-        "status": "untouched",
+        "status": REFUSED if source_tokens >= facts.max_model_len else "untouched",
         "reason": reason,
         "source_tokens": source_tokens,
         "kept_tokens": source_tokens,

@@ -18,6 +18,7 @@ from qm_vllm.engine.requests import first_tokens
 from qm_vllm.engine.requests.delivered import copies, publish
 from qm_vllm.engine.requests.demands import Room
 from qm_vllm.engine.requests.job_board import BoardEntry, JobBoard, Store
+from qm_vllm.engine.requests.long_prompts import refused
 from qm_vllm.engine.requests.memo import Memo, Outcome
 from qm_vllm.engine.requests.minute_line import MinuteLine
 from qm_vllm.engine.requests.native_runs import NativeRuns, Shadows, Step
@@ -82,18 +83,24 @@ class SchedulerSide:
         self.tracked[arrival.request_id] = tracked
         plan = plan_or_reason(arrival, self.config, self.facts, self.room)
         if isinstance(plan, Untouched):
-            tracked.reason = str(plan)
-            self.tally.untouched(plan.kind)
+            self._leave(tracked, plan.kind, str(plan))
             return
         tracked.plan = plan
         tracked.skipped_cache = arrival.handle.skips_cache
         known = None if plan.config.details else self.memo.get(plan.spec.key)  # without details
-        if known is not None:
-            tracked.cached = True
-            self.tally.counts["memo_hits"] += 1
-            self._resize(tracked, known)
+        if known is None:
+            self._wait(tracked)
             return
-        self._wait(tracked)
+        tracked.cached = True
+        self.tally.counts["memo_hits"] += 1
+        self._resize(tracked, known)
+
+    def _leave(self, tracked: Tracked, kind: str, reason: str) -> None:
+        """To plain vLLM; one that it cannot read ends with the next step."""
+        self.tally.untouched(kind)
+        tracked.reason = refused(tracked.arrival.tokens, self.facts.max_model_len, reason)
+        if tracked.reason != reason:
+            self.native.broken.append(tracked.arrival.request_id)
 
     def _wait(self, tracked: Tracked) -> None:
         """Hold a request back until its job is done."""
@@ -184,8 +191,7 @@ class SchedulerSide:
         logger.warning("qm_vllm: %s: %s", arrival.request_id, error)
         arrival.handle.skips_cache = tracked.skipped_cache
         if tracked.pending:
-            tracked.reason = f"the compression failed: {error}"
-            self.tally.untouched("failed")
+            self._leave(tracked, "failed", f"the compression failed: {error}")
             return
         # Already resized (a redo after preemption failed): vLLM prefills the kept ids.
         tracked.notes.append(f"KV was recomputed from the kept ids: {error}")
@@ -216,10 +222,9 @@ class SchedulerSide:
     def allocated(self, request_id: str, blocks: Sequence[list[int]], external: int) -> None:
         """Blocks were given: plan the copy of the positions that vLLM counts as ours."""
         tracked = self.tracked.get(request_id)
-        if tracked is None:
-            return
-        tracked.allocated = True
-        if tracked.plan is None:
+        if tracked is not None:
+            tracked.allocated = True
+        if tracked is None or tracked.plan is None:
             return
         if external:
             assert tracked.outcome is not None

@@ -46,9 +46,7 @@ def told(
     room = replace(
         room, max_bytes=bound, no_native=room.no_native or native, no_inject=problem
     )
-    limits = [facts.max_model_len]
-    if room.max_tokens is not None:
-        limits.append(room.max_tokens)
+    limits = [room.max_tokens or facts.max_model_len]
     if room.blocks is not None:
         limits.append(room.blocks * facts.block_size)
     logger.info(

@@ -1,0 +1,151 @@
+"""A compression job that reads its prompt in parts (:mod:`qm_vllm.engine.parts`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
+
+import torch
+
+from qm_vllm.compress import Compressed, choose, finish, round_to_blocks
+from qm_vllm.engine.dense.runner import DenseRunner
+from qm_vllm.engine.jobs.compression_job import CompressionJob
+from qm_vllm.engine.jobs.encoder_pass import Encoded, EncoderPass
+from qm_vllm.engine.jobs.job_cache import JobCache
+from qm_vllm.engine.memory import bound_kept
+from qm_vllm.engine.messages import JobSpec
+from qm_vllm.engine.parts import part_of, shares
+from qm_vllm.engine.upload import upload
+
+
+class PartedJob(CompressionJob):
+    """Holds one part's states, keys and values at a time, and the kept ones of all parts.
+
+    The layers below E see a part and what stands around it; those above see all that was kept, as
+    in any other job.
+
+    Args:
+        cache: of the result. scratch: of one part after another.
+    """
+
+    alone = True
+
+    def __init__(
+        self, spec: JobSpec, runner: DenseRunner, cache: JobCache, scratch: JobCache
+    ) -> None:
+        first, _ = part_of(spec, 0)
+        super().__init__(first, runner, scratch)
+        self.spec, self.cache, self.scratch = spec, cache, scratch
+        self._later: list[EncoderPass] = []
+        self._units = self._all_parts()
+
+    @property
+    def spent(self) -> int:
+        return self._ahead + self.encoder.spent + self._done
+
+    def _all_parts(self) -> Iterator[int]:
+        bounds, protected = list(pairwise(self.spec.parts)), self.spec.protected()
+        budgets = self._budgets(bounds, protected)
+        total, found, passed = sum(budgets), [], self.encoder
+        for index, (start, stop) in enumerate(bounds):
+            if index:
+                passed = EncoderPass(
+                    [part_of(self.spec, index)[0]], self.runner, [self.scratch.emptied()]
+                )
+                self._later.append(passed)
+                while cost := passed.advance():
+                    yield cost
+            with self._clock.phase("saliency"):
+                one = self._choose_part(passed, index, protected[start:stop], budgets[index])
+            found.append(one)
+            kept = one.kept if stop < len(self.spec.token_ids) else one.kept[:-1]
+            yield from self._deliver(index, kept, sum(budgets[:index]), total)
+        self.scratch.emptied()
+        merged = self._joined(found)
+        table = self._table_at(merged.kept[:-1], total)
+        yield from self._upper_kv(merged.states[:-1], table)
+        self.end(self._report(merged))
+
+    def _budgets(
+        self, bounds: Sequence[tuple[int, int]], protected: torch.Tensor
+    ) -> list[int]:
+        """How many tokens each part keeps."""
+        spec = self.spec
+        if spec.kept is not None:
+            return [sum(start <= at < stop for at in spec.kept) for start, stop in bounds]
+        count, floor = len(spec.token_ids), int(protected.sum())
+        total = bound_kept(spec.config, count, floor)
+        if spec.block_size is not None:
+            total = round_to_blocks(total, count, floor, spec.block_size)
+        return shares(
+            total, spec.parts, [int(protected[start:stop].sum()) for start, stop in bounds]
+        )
+
+    def _choose_part(
+        self, passed: EncoderPass, index: int, protected: torch.Tensor, budget: int
+    ) -> Compressed:
+        """A part's own states and positions, without what stands around it."""
+        spec, seen = self.spec, passed.encoded[0]
+        start, stop = spec.parts[index], spec.parts[index + 1]
+        before = part_of(spec, index)[1]
+        evidence, states = seen.evidence.without_first(before), seen.states[before:]
+        passed.encoded[0] = Encoded(evidence)
+        fixed = None
+        if spec.kept is not None:
+            fixed = [at - start for at in spec.kept if start <= at < stop]
+        choice = choose(
+            evidence, spec.config, protected=protected, kept=fixed,
+            k=budget if fixed is None else None, upload=upload, check=False,
+        )
+        return finish(states, evidence, choice.scores, choice.kept, spec.config, check=False)
+
+    def _deliver(
+        self, index: int, kept: torch.Tensor, done: int, total: int
+    ) -> Iterator[int]:
+        """Put a part's kept keys and values below E behind those of the parts before.
+
+        Args:
+            kept: positions in the part. done: kept in earlier parts. total: K.
+        """
+        assert self.cache is not None
+        table = self._table_at(kept + self.spec.parts[index], total)
+        rows = kept + part_of(self.spec, index)[1]
+        for layer in range(self.spec.encoder_layers):
+            with self._clock.phase("merge"):
+                keys, values = self.scratch.whole(layer)
+                keys = self.runner.rotate(layer, keys[rows], table, start=done)
+                self.cache.deliver(layer, keys, values[rows], start=done)
+        yield len(kept)
+
+    def _table_at(self, kept: torch.Tensor, total: int) -> torch.Tensor | None:
+        """Angles that leave positions of the prompt as far from its end as they were."""
+        if self._positions == "compact":
+            return None
+        table = self.runner.place(kept - (len(self.spec.token_ids) - total))
+        if table is None:
+            self._positions = "compact"
+        return table
+
+    def _joined(self, found: Sequence[Compressed]) -> Compressed:
+        """All parts as one; figures are means, weighted by the parts' tokens."""
+        firsts = self.spec.parts[:-1]
+        rows = [0, *accumulate(one.num_kept for one in found)]
+        weights = torch.tensor(
+            [one.num_tokens for one in found], dtype=torch.float64,
+            device=found[0].measures.device,
+        )
+        measures = torch.stack([one.measures for one in found])
+        return Compressed(
+            states=torch.cat([one.states for one in found]),
+            kept=torch.cat([one.kept + first for one, first in zip(found, firsts, strict=True)]),
+            groups=torch.cat([one.groups + row for one, row in zip(found, rows, strict=False)]),
+            scores=torch.cat([one.scores for one in found]),
+            measures=(weights / weights.sum()) @ measures,
+        )
+
+    def _seconds(self) -> dict[str, float]:
+        seconds = super()._seconds()
+        for passed in self._later:
+            for name, spent in passed.clock.seconds().items():
+                seconds[name] = seconds.get(name, 0.0) + spent
+        return seconds

@@ -1,0 +1,76 @@
+"""Prompts longer than ``max_model_len``: compressed as an engine of greater length would, or refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from qm_vllm import QuickMergeConfig, request_args
+from tests.engines import engine, random_prompt
+from tests.integration.generate import greedy, run
+
+LONG = {name: random_prompt(size, seed) for seed, (name, size) in enumerate(
+    {"1500": 1500, "1100": 1100, "exactly": 512}.items()
+)}
+CONFIG = QuickMergeConfig(ratio=0.25, delivery="auto", max_source_tokens=6000, details=True)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_models):
+    with engine(tiny_models("llama"), CONFIG, skip_tokenizer_init=True,
+                enable_prefix_caching=False) as llm:
+        return {name: run(llm, [ids], greedy(12)) for name, ids in LONG.items()}
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_models, expected):  # one engine at a time
+    with engine(tiny_models("llama"), CONFIG, skip_tokenizer_init=True, max_model_len=512) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_prompt_is_served_as_by_an_engine_of_greater_length(llm, expected, name):
+    ((tokens, report),) = run(llm, [LONG[name]], greedy(12))
+    ((theirs, their_report),) = expected[name]
+    assert tokens == theirs
+    assert report["status"] == "compressed"
+    for key in ("source_tokens", "kept_tokens", "kv_blocks", "delivery", "positions", "details"):
+        assert report[key] == their_report[key], key
+
+
+def test_an_answer_has_what_the_length_leaves_beside_what_is_kept(llm):
+    """Asked for more than that, it ends there."""
+    ((tokens, report),) = run(llm, [LONG["1500"]], greedy(512))
+    assert len(tokens) == 512 - report["kept_tokens"]
+    ((plain, _),) = run(llm, [random_prompt(200, 9)], greedy(512))
+    assert len(plain) == 512 - 200
+
+
+@pytest.mark.parametrize(("size", "options", "max_tokens", "said"), [
+    (1500, {}, 200, ("1500 tokens", "max_model_len is 512", "375 tokens would be kept",
+                     "max_tokens=200")),
+    (1500, {"ratio": 0.9}, 1, ("1350 tokens would be kept", "max_tokens=1")),
+    (1500, {"enabled": False}, 1, ("disabled for this request",)),
+    (6001, {}, 1, ("6001 tokens", "max_source_tokens=6000")),
+])
+def test_what_does_not_fit_is_refused_before_anything_runs(llm, size, options, max_tokens, said):
+    with pytest.raises(ValueError, match="served compressed or not at all") as caught:
+        run(llm, [random_prompt(size, 3)], greedy(max_tokens, **options))
+    assert all(part in str(caught.value) for part in said), caught.value
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"delivery": "native"}, "vLLM reads no more than max_model_len=512"),
+    ({"min_tokens": 5000}, "fewer than min_tokens=5000"),
+    ({"protect_ranges": ((0, 600),)}, "would be kept"),
+])
+def test_what_only_the_engine_knows_ends_that_request_alone(llm, expected, options, said):
+    """The engine goes on, and those beside it get their answers."""
+    bad, good = greedy(4, **options), greedy(12)
+    prompts = [{"prompt_token_ids": LONG[name]} for name in ("1500", "1100")]
+    refused, served = llm.generate(prompts, [bad, good], use_tqdm=False)
+    report = refused.kv_transfer_params["quickmerge"]
+    assert refused.outputs[0].finish_reason == "error"
+    assert refused.outputs[0].token_ids == []
+    assert report["status"] == "refused"
+    assert said in report["reason"], report
+    assert list(served.outputs[0].token_ids) == expected["1100"][0][0]
