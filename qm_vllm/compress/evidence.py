@@ -97,16 +97,6 @@ class Evidence:
         elif "entropy" in needs:
             self.entropies.append(attention_entropy(states, logit_scale))
 
-    def without_first(self, count: int) -> Evidence:
-        """The same of the tokens behind the first ``count``, which say nothing of themselves."""
-        return Evidence(
-            self.num_tokens - count,
-            [layer[count:] for layer in self.entropies],
-            [layer[count:] for layer in self.incoming],
-            None if self.norms is None else self.norms[count:],
-            [layer.without_first(count) for layer in self.attention],
-        )
-
     def require(self, kind: str, saliency: str) -> None:
         """Raise ValueError, saying how to supply it, where a kind of evidence is missing."""
         present = {

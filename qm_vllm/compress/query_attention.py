@@ -56,10 +56,6 @@ class QueryAttention:
         """Of the first tokens alone: a hint behind a prompt looks at it and is no part of it."""
         return QueryAttention(self.recent[:count], self.question[:count], self.energy[:count])
 
-    def without_first(self, count: int) -> QueryAttention:
-        """Of the tokens behind the first ``count``."""
-        return QueryAttention(self.recent[count:], self.question[count:], self.energy[count:])
-
     @classmethod
     def joined(cls, parts: Sequence[QueryAttention]) -> QueryAttention:
         """The same over the heads of all parts (layers, or ranks of a tensor-parallel group)."""

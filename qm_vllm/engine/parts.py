@@ -59,8 +59,8 @@ def part_of(spec: JobSpec, index: int) -> tuple[JobSpec, int]:
     head = spec.token_ids[:HEAD] if start else []
     tail = spec.token_ids[count - tail_tokens(spec.config) :] if stop < count else []
     own = replace(
-        spec, token_ids=[*head, *spec.token_ids[start:stop]], hint=(*tail, *spec.hint), parts=(),
-        kept=None, special_positions=[], turns=(),
+        spec, token_ids=[*head, *spec.token_ids[start:stop], *tail], parts=(), kept=None,
+        special_positions=[], turns=(),
     )
     return own, len(head)
 

@@ -1,12 +1,15 @@
-"""Prompts longer than ``max_model_len``: compressed as an engine of greater length would, or refused."""
+"""Prompts beyond ``max_model_len``: served as by an engine of greater length, or refused."""
 
 from __future__ import annotations
 
 import pytest
 
-from qm_vllm import QuickMergeConfig, request_args
+from qm_vllm import QuickMergeConfig
+from qm_vllm.engine.parts import HEAD, TAIL
 from tests.engines import engine, random_prompt
+from tests.families import build
 from tests.integration.generate import greedy, run
+from tests.parted_reference import PartedReference
 
 LONG = {name: random_prompt(size, seed) for seed, (name, size) in enumerate(
     {"1500": 1500, "1100": 1100, "exactly": 512}.items()
@@ -74,3 +77,33 @@ def test_what_only_the_engine_knows_ends_that_request_alone(llm, expected, optio
     assert report["status"] == "refused"
     assert said in report["reason"], report
     assert list(served.outputs[0].token_ids) == expected["1100"][0][0]
+
+
+@pytest.fixture(scope="module")
+def short_model(tmp_path_factory):
+    """A model that was trained for 1,024 positions."""
+    folder = tmp_path_factory.mktemp("short") / "llama"
+    build("llama", 0, num_hidden_layers=6, max_position_embeddings=1024).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_beyond_what_the_model_reads_a_prompt_is_read_in_parts(short_model, caching, expected):
+    ids = random_prompt(2600, 5)
+    reference = PartedReference(str(short_model))
+    config = QuickMergeConfig(ratio=0.25, max_source_tokens=4000, details=True)
+    with engine(short_model, config, skip_tokenizer_init=True, max_model_len=1024,
+                enable_prefix_caching=caching) as llm:
+        ((tokens, report),) = run(llm, [ids], greedy(12))
+        ((again, _),) = run(llm, [ids], greedy(12))
+    count = -(-len(ids) // (1024 - HEAD - TAIL))
+    bounds = [len(ids) * i // count for i in range(count + 1)]
+    want = reference.generate_parted(
+        ids, bounds, ratio=0.25, block_size=32, max_tokens=12, E=4, head=HEAD, tail=TAIL,
+        special=frozenset({0, 1, 2}),
+    )
+    assert report["status"] == "compressed", report
+    assert report["details"]["kept_indices"] == want.kept
+    assert report["positions"] == "compact"
+    assert tokens == again == want.tokens
+    assert report["kv_blocks"] == -(-(len(want.kept) + 11) // 32)

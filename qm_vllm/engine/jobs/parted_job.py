@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import torch
 
-from qm_vllm.compress import Compressed, choose, finish, round_to_blocks
+from qm_vllm.compress import (
+    Compressed,
+    Evidence,
+    finish,
+    keep_order,
+    round_to_blocks,
+    score_tokens,
+)
 from qm_vllm.engine.dense.runner import DenseRunner
 from qm_vllm.engine.jobs.compression_job import CompressionJob
 from qm_vllm.engine.jobs.encoder_pass import Encoded, EncoderPass
 from qm_vllm.engine.jobs.job_cache import JobCache
 from qm_vllm.engine.memory import bound_kept
 from qm_vllm.engine.messages import JobSpec
-from qm_vllm.engine.parts import part_of, shares
+from qm_vllm.engine.parts import HEAD, TAIL, part_of, shares
 from qm_vllm.engine.upload import upload
 
 
@@ -84,20 +92,26 @@ class PartedJob(CompressionJob):
     def _choose_part(
         self, passed: EncoderPass, index: int, protected: torch.Tensor, budget: int
     ) -> Compressed:
-        """A part's own states and positions, without what stands around it."""
+        """A part's own states and positions; what stands around it is scored, too, and left out."""
         spec, seen = self.spec, passed.encoded[0]
         start, stop = spec.parts[index], spec.parts[index + 1]
-        before = part_of(spec, index)[1]
-        evidence, states = seen.evidence.without_first(before), seen.states[before:]
-        passed.encoded[0] = Encoded(evidence)
-        fixed = None
-        if spec.kept is not None:
-            fixed = [at - start for at in spec.kept if start <= at < stop]
-        choice = choose(
-            evidence, spec.config, protected=protected, kept=fixed,
-            k=budget if fixed is None else None, upload=upload, check=False,
+        before, last = part_of(spec, index)[1], stop == len(spec.token_ids)
+        own, norms = slice(before, before + stop - start), seen.evidence.norms
+        config = replace(  # what a score leaves out at either end, because it stays in any case
+            spec.config,
+            protect_first=HEAD if before else spec.config.protect_first,
+            protect_last=spec.config.protect_last if last else min(TAIL, spec.config.protect_last),
         )
-        return finish(states, evidence, choice.scores, choice.kept, spec.config, check=False)
+        states, scores = seen.states[own], score_tokens(seen.evidence, config)[own]
+        passed.encoded[0] = Encoded(Evidence(stop - start))
+        first = protected
+        if spec.kept is not None:
+            first = torch.zeros(stop - start, dtype=torch.bool)
+            first[[at - start for at in spec.kept if start <= at < stop]] = True
+        order = keep_order(scores, upload(first, scores.device))
+        evidence = Evidence(stop - start, norms=None if norms is None else norms[own])
+        kept = order[:budget].sort().values
+        return finish(states, evidence, scores, kept, spec.config, check=False)
 
     def _deliver(
         self, index: int, kept: torch.Tensor, done: int, total: int
