@@ -17,7 +17,7 @@ from qm_vllm.cli.engine_flags import engine_arguments
 from qm_vllm.cli.option_flags import takes_options
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
-from qm_vllm.reports import report_of
+from qm_vllm.reports import REFUSED, REPORT_KEY, report_of
 
 Ready = tuple[Item, list[int]]
 
@@ -188,6 +188,9 @@ def _result(item: Item, outcome: Any) -> str | Problem:
     """The output line of one finished request, or what went wrong with it."""
     completion = outcome.outputs[0]
     if completion.finish_reason in ("error", "abort"):
+        told = (outcome.kv_transfer_params or {}).get(REPORT_KEY) or {}
+        if told.get("status") == REFUSED:
+            return Problem(item.line, told["reason"])
         return Problem(item.line, "the engine gave this request up; its log has the reason")
     try:
         return result_line(item, completion.text, report_of(outcome))
