@@ -107,7 +107,8 @@ def _members(owner: type) -> set[str]:
     names = set(dir(owner))
     for base in owner.__mro__[:-1]:
         names |= set(vars(base).get("__annotations__", {}))
-        for method in filter(inspect.isfunction, vars(base).values()):
+        # What we have wrapped ourselves sets what it did before.
+        for method in map(inspect.unwrap, filter(inspect.isfunction, vars(base).values())):
             names |= {
                 step.argval for step in dis.get_instructions(method) if step.opname == "STORE_ATTR"
             }

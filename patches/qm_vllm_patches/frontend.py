@@ -62,9 +62,10 @@ def carry_reports(key: str, refused: str) -> None:
     Args:
         key: of the report in ``kv_transfer_params``.
         refused: status in the report of a request that could not be served: who waits for it gets
-            a ValueError with the report's reason.
+            vLLM's error of a bad request, with the report's reason.
     """
     try:
+        from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.output_processor import OutputProcessor
     except ImportError:  # the engine's own check says so, with a sentence
         return
@@ -75,7 +76,9 @@ def carry_reports(key: str, refused: str) -> None:
     @functools.wraps(process)
     def process_outputs(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
         for output in engine_core_outputs:
-            _carry(self.request_states.get(output.request_id), output, key, refused)
+            state = self.request_states.get(output.request_id)
+            if state is not None and _carry(state, output, key) == refused and state.queue:
+                state.queue.put(VLLMValidationError(getattr(state, REPORT)["reason"]))
         return process(self, engine_core_outputs, *args, **kwargs)
 
     @functools.wraps(add)
@@ -89,13 +92,12 @@ def carry_reports(key: str, refused: str) -> None:
     OutputProcessor.add_request = add_request  # type: ignore[method-assign]
 
 
-def _carry(state: Any, output: Any, key: str, refused: str) -> None:
+def _carry(state: Any, output: Any, key: str) -> str | None:
+    """Keep a report that comes, or repeat one that came. Returns the status of a new one."""
     told = output.kv_transfer_params
-    if state is None:
-        return
     if told is not None and key in told:
         setattr(state, REPORT, told[key])
-        if told[key].get("status") == refused and state.queue is not None:
-            state.queue.put(ValueError(told[key]["reason"]))
-    elif told is None and (report := getattr(state, REPORT, None)) is not None:
+        return told[key].get("status")  # type: ignore[no-any-return]
+    if told is None and (report := getattr(state, REPORT, None)) is not None:
         output.kv_transfer_params = {key: report}
+    return None

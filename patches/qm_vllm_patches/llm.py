@@ -26,6 +26,17 @@ def sampling(**arguments: Any) -> Any:
     return SamplingParams(**arguments)
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises where a request is refused and the engine goes on.
+
+    Raises:
+        ImportError: vLLM is not installed, or is broken.
+    """
+    from vllm.exceptions import VLLMValidationError
+
+    return VLLMValidationError, ValueError, TypeError, OverflowError
+
+
 def longest_prompt(llm: Any) -> int:
     """Longest prompt plus output that an offline engine accepts, in tokens."""
     return int(llm.llm_engine.model_config.max_model_len)

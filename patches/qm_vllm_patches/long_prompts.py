@@ -35,7 +35,8 @@ def admit_long_prompts(
         bound: the longest prompt that is admitted with such options; None: the model's length.
     """
     try:
-        from vllm.entrypoints.serve.utils import api_utils
+        from vllm.entrypoints.serve.utils.api_utils import get_max_tokens
+        from vllm.exceptions import VLLMValidationError
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.input_processor import InputProcessor
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -64,11 +65,11 @@ def admit_long_prompts(
             most = 1 if sampling is None else sampling.max_tokens
             extra = None if sampling is None else sampling.extra_args
             if problem := refusal(options, extra, len(ids), most, served):
-                raise ValueError(problem)
+                raise VLLMValidationError(problem)
         return request
 
     InputProcessor.process_inputs = process_inputs  # type: ignore[method-assign]
-    _count_by_what_is_kept(api_utils)
+    _count_by_what_is_kept(get_max_tokens)
 
 
 def options_of(config: Any, key: str) -> dict[str, Any] | None:
@@ -120,12 +121,11 @@ def _widen(engine: Any, length: int) -> None:
         vars(engine.renderer).pop(name, None)
 
 
-def _count_by_what_is_kept(api_utils: Any) -> None:
+def _count_by_what_is_kept(count: Callable[..., Any]) -> None:
     """An answer may have what the model's length leaves beside the tokens that are kept.
 
     How many these are is known when the prompt was looked at; the engine ends an answer there.
     """
-    count = api_utils.get_max_tokens
 
     @functools.wraps(count)
     def get_max_tokens(
@@ -136,7 +136,7 @@ def _count_by_what_is_kept(api_utils: Any) -> None:
             input_length = min(input_length, max_model_len - served)
         return count(max_model_len, max_tokens, input_length, *args, **kwargs)
 
-    # Most have taken it by its name. No attribute is asked for: some modules import what it names.
+    # Endpoints have taken it by its name. No attribute is asked for: some modules import on that.
     for module in [one for name, one in sys.modules.items() if name.startswith("vllm.")]:
         if vars(module).get("get_max_tokens") is count:
             vars(module)["get_max_tokens"] = get_max_tokens

@@ -18,13 +18,14 @@ from qm_vllm.cli.option_flags import takes_options
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.errors import UserError
 from qm_vllm.reports import REFUSED, REPORT_KEY, report_of
+from qm_vllm_patches import llm as vllm
 
 Ready = tuple[Item, list[int]]
 
 
 @takes_options(
     "ratio", "max_kept", "alpha", "max_error", "preset", "min_tokens", "query_visible",
-    "hint", "calibration",
+    "hint", "calibration", "max_source_tokens",
 )
 def generate(
     context: typer.Context,
@@ -137,7 +138,10 @@ def _runner(
             local_engine.sampling(max_tokens, item.options, temperature=temperature)
             for item, _ in batch
         ]
-        return list(llm.generate(prompts, params, use_tqdm=False))
+        try:
+            return list(llm.generate(prompts, params, use_tqdm=False))
+        except vllm.refusals() as error:
+            raise ValueError(str(error)) from error
 
     return run
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from vllm.exceptions import VLLMValidationError
 
 from qm_vllm import QuickMergeConfig
 from qm_vllm.engine.parts import HEAD, TAIL
-from tests.engines import engine, random_prompt
+from tests.engines import engine, forced_async, random_prompt
 from tests.families import build
 from tests.integration.generate import greedy, run
 from tests.parted_reference import PartedReference
@@ -48,15 +49,19 @@ def test_an_answer_has_what_the_length_leaves_beside_what_is_kept(llm):
     assert len(plain) == 512 - 200
 
 
+def test_beyond_the_bound_vllm_refuses_as_ever(llm):
+    with pytest.raises(VLLMValidationError, match="maximum model length of 6001"):
+        run(llm, [random_prompt(6001, 3)], greedy(1))
+
+
 @pytest.mark.parametrize(("size", "options", "max_tokens", "said"), [
     (1500, {}, 200, ("1500 tokens", "max_model_len is 512", "375 tokens would be kept",
                      "max_tokens=200")),
     (1500, {"ratio": 0.9}, 1, ("1350 tokens would be kept", "max_tokens=1")),
     (1500, {"enabled": False}, 1, ("disabled for this request",)),
-    (6001, {}, 1, ("6001 tokens", "max_source_tokens=6000")),
 ])
 def test_what_does_not_fit_is_refused_before_anything_runs(llm, size, options, max_tokens, said):
-    with pytest.raises(ValueError, match="served compressed or not at all") as caught:
+    with pytest.raises(VLLMValidationError, match="served compressed or not at all") as caught:
         run(llm, [random_prompt(size, 3)], greedy(max_tokens, **options))
     assert all(part in str(caught.value) for part in said), caught.value
 
@@ -87,15 +92,21 @@ def short_model(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("caching", [True, False])
-def test_beyond_what_the_model_reads_a_prompt_is_read_in_parts(short_model, caching, expected):
+@pytest.mark.parametrize(("caching", "ahead"), [(True, False), (False, True)])
+def test_beyond_what_the_model_reads_a_prompt_is_read_in_parts(
+    short_model, caching, ahead, expected
+):
     ids = random_prompt(2600, 5)
     reference = PartedReference(str(short_model))
     config = QuickMergeConfig(ratio=0.25, max_source_tokens=4000, details=True)
-    with engine(short_model, config, skip_tokenizer_init=True, max_model_len=1024,
-                enable_prefix_caching=caching) as llm:
+    with forced_async(ahead), engine(
+        short_model, config, skip_tokenizer_init=True, max_model_len=1024,
+        enable_prefix_caching=caching, async_scheduling=ahead,
+    ) as llm:
         ((tokens, report),) = run(llm, [ids], greedy(12))
+        ((_, refused),) = run(llm, [ids], greedy(12, min_tokens=3000))
         ((again, _),) = run(llm, [ids], greedy(12))
+    assert refused["status"] == "refused"
     count = -(-len(ids) // (1024 - HEAD - TAIL))
     bounds = [len(ids) * i // count for i in range(count + 1)]
     want = reference.generate_parted(

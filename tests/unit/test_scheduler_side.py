@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -333,6 +333,7 @@ def test_a_prompt_whose_job_does_not_fit_passes_untouched_and_says_why():
     assert "a job of 640 prompt tokens needs" in reason
     assert "0.4 MiB are set aside" in reason
     engine.side.workers_started([WorkerStart(1 << 30, None)])
+    engine.side.facts = replace(engine.side.facts, max_model_len=8192)
     engine.add("many", list(range(7000)))
     assert "KV blocks" in engine.side.finished("many", 20)["reason"]
 

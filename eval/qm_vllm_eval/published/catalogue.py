@@ -6,7 +6,15 @@ import shlex
 from collections.abc import Callable
 
 from qm_vllm_eval.paper import compare
-from qm_vllm_eval.published import agents, claims, headline, quality, runs, speed
+from qm_vllm_eval.published import (
+    agents,
+    claims,
+    headline,
+    long_prompts,
+    quality,
+    runs,
+    speed,
+)
 from qm_vllm_eval.published.form import Unknown
 from qm_vllm_eval.published.stored import STUDIES
 
@@ -18,6 +26,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "booksum": runs.booksum,
     "paper": lambda: compare.figures(STUDIES / "paper"), "claims": claims.table,
     "agents": agents.agents, "agents-said": agents.agents_said, "hints": agents.hints,
+    "long": long_prompts.table, "long-said": long_prompts.said,
     "benchmarks": speed.tables, "prefill": headline.prefill, "shares": headline.shares,
     "entropy": headline.entropy, "noted": runs.noted_table,
 }

@@ -32,7 +32,10 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "request_id",
     ),
     "OutputProcessor": ("add_request", "process_outputs", "request_states"),
-    "RequestState": ("external_req_id",),
+    "RequestState": ("external_req_id", "queue"),
+    "InputProcessor": ("model_config", "process_inputs", "vllm_config"),
+    "AsyncLLM": ("input_processor", "model_config", "renderer", "vllm_config"),
+    "Renderer": ("default_chat_tok_params", "default_cmpl_tok_params", "model_config"),
     "EngineCoreOutputs": ("outputs",),
     "SlidingWindowSpec": ("sliding_window",),
     "UniformTypeKVCacheSpecs": ("kv_cache_specs",),
@@ -63,7 +66,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "max_model_len", "model", "quantization", "revision", "runner_type",
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
-    "SchedulerConfig": ("async_scheduling", "max_num_batched_tokens", "policy"),
+    "SchedulerConfig": (
+        "async_scheduling", "max_num_batched_tokens", "policy", "scheduler_cls",
+    ),
     "CompilationConfig": ("cudagraph_mode",),
     "DeviceConfig": ("device_type",),
     "ParallelConfig": (
@@ -112,7 +117,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "ModelRegistry": ("register_model",),
     "FastAPI": ("vllm_config",),
     "LLM": ("llm_engine",),
-    "LLMEngine": ("engine_core", "model_config"),
+    "LLMEngine": (
+        "engine_core", "input_processor", "model_config", "renderer", "vllm_config",
+    ),
     "EngineCoreClient": ("shutdown",),
     "EngineArgs": ("add_cli_args",),
     "ServeSubcommand": ("cmd", "subparser_init", "validate"),

@@ -51,6 +51,8 @@ CALLS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
     ("vllm.v1.request", "Request", 4,
      ("client_index", "arrival_time", "lora_request", "cache_salt", "priority", "block_hasher")),
     ("vllm.v1.engine", "EngineCoreOutput", 2, ("finish_reason",)),
+    ("vllm.v1.engine.input_processor", "InputProcessor.process_inputs", 4, ("supported_tasks",)),
+    ("vllm.entrypoints.serve.utils.api_utils", "get_max_tokens", 4, ()),
     ("vllm.forward_context", "set_forward_context", 2,
      ("num_tokens", "slot_mapping", "skip_compiled")),
     ("vllm.v1.worker.gpu_worker", "Worker.initialize_from_config", 2, ()),

@@ -39,6 +39,11 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     "vllm.v1.engine": (
         ("EngineCoreOutput", "EngineCoreOutputs"), "scheduler.py, true_figures.py",
     ),
+    "vllm.entrypoints.serve.utils.api_utils": (("get_max_tokens",), "long_prompts.py"),
+    "vllm.exceptions": (("VLLMValidationError",), "frontend.py, llm.py, long_prompts.py"),
+    "vllm.v1.engine.async_llm": (("AsyncLLM",), "long_prompts.py"),
+    "vllm.v1.engine.input_processor": (("InputProcessor",), "long_prompts.py"),
+    "vllm.v1.engine.llm_engine": (("LLMEngine",), "long_prompts.py"),
     "vllm.v1.engine.output_processor": (("OutputProcessor",), "frontend.py"),
     "vllm.v1.metrics.stats": (("PrefillStats", "SchedulerStats"), "scheduler.py"),
     "vllm.v1.kv_cache_interface": (

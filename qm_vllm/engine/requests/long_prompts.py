@@ -42,10 +42,6 @@ def early_refusal(
     """
     try:
         config = QuickMergeConfig.from_dict(options).override(parse_request_args(extra_args))
-        longest = config.max_source_tokens or 0
-        if tokens > longest:
-            why = f"that is more than max_source_tokens={longest}, too"
-            return refused(tokens, max_model_len, why)
         kept = bound_kept(config, tokens)
     except ConfigError as error:
         return refused(tokens, max_model_len, f"invalid option: {error}")

@@ -34,6 +34,7 @@ from qm_vllm_patches.requests import Arrival
 
 logger = get_logger(__name__)
 
+OWN_SCHEDULER = "the engine has a scheduler_cls of its own"
 MOST_STALLS = 3
 """How often a result is made again for a request before its kept ids are prefilled."""
 
@@ -46,16 +47,13 @@ class SchedulerSide:
         self.board = JobBoard(config.max_live_jobs, config.max_source_tokens)
         self.memo = Memo(config.memo_bytes)
         self.native = NativeRuns()
-        self.room = Room(
-            config.max_source_tokens, no_native="the engine has a scheduler_cls of its own"
-        )
+        self.room = Room(config.max_source_tokens, no_native=OWN_SCHEDULER)
         self.store: Store | None = None
         self.tracked: dict[str, Tracked] = {}
         self.telling = Telling(self.tracked, facts)
         self.copies: list[BlockCopy] = []
         self.served: list[tuple[str, str]] = []
-        self.tally = Tally()
-        self.minute = MinuteLine()
+        self.tally, self.minute = Tally(), MinuteLine()
         warn(config, facts)
 
     # --- start -----------------------------------------------------------------------------
@@ -210,13 +208,14 @@ class SchedulerSide:
         missing = len(tracked.outcome.kept) - 1 - computed
         if tracked.prefills or missing <= 0 or tracked.notes:
             return 0
-        spec, arrival = tracked.plan.spec, tracked.arrival
+        spec = tracked.plan.spec
         if self.config.encoder_batch or spec.native:  # rounding may be another this time
             spec = replace(spec, kept=tuple(tracked.outcome.kept))
         whole = len(spec.token_ids) == len(tracked.outcome.kept)
         if whole and missing < self.facts.block_size and spec.key not in self.board.entries:
             return 0  # all was kept: what a block does not hold is prefilled as usual
-        entry = self.board.join(spec, tracked.plan.demand, request_id, arrival.priority, again=True)
+        priority = tracked.arrival.priority
+        entry = self.board.join(spec, tracked.plan.demand, request_id, priority, again=True)
         return missing if entry.done else None
 
     def allocated(self, request_id: str, blocks: Sequence[list[int]], external: int) -> None:
@@ -236,12 +235,8 @@ class SchedulerSide:
         self, scheduled_tokens: int = 0, shadows: Sequence[Step] = (),
         counts: dict[str, int] | None = None,
     ) -> StepMessage:
-        """This step's message to the worker.
-
-        Args:
-            scheduled_tokens: that vLLM runs in this step; counts: of each request.
-            shadows: what it does of each shadow.
-        """
+        """What a worker hears of a step with so many tokens (``counts``: of each request), and of
+        what it does of each shadow."""
         copies, self.copies = self.copies, []
         jobs = self.native.take_new() + self.board.take_new(self._growing())
         progress = self.native.progress(shadows)
