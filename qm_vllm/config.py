@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -219,6 +217,10 @@ class QuickMergeConfig:
         shown=f"{64 << 20} (64 MiB)",
         help="Bytes of remembered results, so that a repeated prompt can use vLLM's prefix cache",
     )
+    strict_version: bool = option(
+        False, check=checks.boolean, changes_result=False,
+        help="Refuse a vLLM that is newer than those that were tried, though it passes all checks",
+    )
     allow_options: tuple[str, ...] = option(
         (), check=_research_options, form=Form.NAMES, changes_result=False, shown="none",
         help="Research options that requests over HTTP may set: names with commas, or all",
@@ -245,8 +247,7 @@ class QuickMergeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_dict` reads it back."""
-        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return values
+        return declared.plain(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuickMergeConfig:
@@ -290,8 +291,7 @@ class QuickMergeConfig:
 
     def fingerprint(self) -> str:
         """Hash of every field that can change which tokens are kept, their KV or the report."""
-        values = {k: v for k, v in self.to_dict().items() if OPTIONS[k].changes_result}
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return declared.fingerprint(self.to_dict(), OPTIONS)
 
 
 OPTIONS: dict[str, Option] = declared.declared_options(QuickMergeConfig)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -135,6 +136,18 @@ def declared_options(of: Any) -> dict[str, Option]:
         field.name: dataclasses.replace(field.metadata[KEY], name=field.name)
         for field in dataclasses.fields(of)
     }
+
+
+def plain(of: Any) -> dict[str, Any]:
+    """The options of a dataclass in plain JSON types, by name."""
+    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(of)))
+    return values
+
+
+def fingerprint(values: Mapping[str, Any], options: Mapping[str, Option]) -> str:
+    """Hash of the plain values of all options that can change a result."""
+    counted = {name: value for name, value in values.items() if options[name].changes_result}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
 def known(values: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:

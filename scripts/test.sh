@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv if need be and runs the checks. Without arguments: ruff, mypy, then the unit,
-# integration and end-to-end tests in that order. With arguments: pytest with these alone.
+# integration and end-to-end tests in that order, and some of them on the oldest vLLM that is
+# supported, in an environment of its own. With arguments: pytest with these alone, in .venv.
 set -euo pipefail
 
 here="$PWD"
@@ -31,4 +32,8 @@ done
 workers="${QM_VLLM_TEST_WORKERS:-2}"
 export OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 echo "test: pytest ${folders[*]}, $workers workers"
-exec "$python" -m pytest -n "$workers" --dist loadfile "${folders[@]}"
+status=0
+"$python" -m pytest -n "$workers" --dist loadfile "${folders[@]}" || status=1
+echo "test: the oldest vLLM"
+bash scripts/test_versions.sh --short 0.31 || status=1
+exit "$status"

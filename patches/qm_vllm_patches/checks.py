@@ -1,6 +1,7 @@
 """The checks that run when an engine starts: is what :mod:`.symbols` lists there, and does it fit?
 
-A signature fits if it accepts what is passed, whatever else it has.
+A signature fits if it accepts what is passed, whatever else it has. What is called, and when, is
+found out by serving a request that is made up (:mod:`.rehearsal`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.symbols import (
     ATTRIBUTES,
     BELOW_VERSION,
@@ -22,26 +24,38 @@ from qm_vllm_patches.symbols import (
     OPTIONAL,
 )
 
+logger = get_logger(__name__)
+
 PLATFORMS = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.gpu_worker")
 """Modules that exist on one platform alone, perhaps; the one in use fails by itself."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, whether it fits, and what was seen."""
+    """One check: what was looked at, whether it fits, and what was seen.
+
+    Attributes:
+        untried: it is newer than what was tried, so other checks must say whether it fits.
+    """
 
     name: str
     ok: bool
     detail: str
+    untried: bool = False
 
 
-def check() -> list[Finding]:
+def check(*, strict: bool = False) -> list[Finding]:
     """Compare the installed vLLM with what the plug-in was written for.
+
+    Args:
+        strict: a vLLM that is newer than those that were tried does not fit.
 
     Raises:
         ImportError: vLLM is not installed.
     """
-    return [_version(), *_names(), *_attributes(), *_hooks(), *_calls(), _resize()]
+    return [
+        _version(strict), *_names(), *_attributes(), *_hooks(), *_calls(), _resize(), *_behaviour()
+    ]
 
 
 def missing_optional() -> list[str]:
@@ -54,24 +68,36 @@ def missing_optional() -> list[str]:
     ]
 
 
-def require() -> None:
-    """Raise RuntimeError, with one sentence, if the installed vLLM does not fit."""
-    bad = [finding for finding in check() if not finding.ok]
+def require(*, strict: bool = False) -> None:
+    """Raise RuntimeError, with one sentence, if the installed vLLM does not fit.
+
+    A newer one that passes all checks is served, with a warning; not if ``strict``.
+    """
+    findings = check(strict=strict)
+    bad = [finding for finding in findings if not finding.ok]
+    tried = f"vLLM {_text(MIN_VERSION)} up to, not including, {_text(BELOW_VERSION)}"
     if bad:
         seen = "; ".join(f"{finding.name}: {finding.detail}" for finding in bad)
         raise RuntimeError(
-            f"qm_vllm supports vLLM {_text(MIN_VERSION)} up to, not including, "
-            f"{_text(BELOW_VERSION)}, and this one does not fit ({seen}); install a supported "
+            f"qm_vllm supports {tried}, and this one does not fit ({seen}); install a supported "
             "version or start the engine without engine_args()"
         )
+    for finding in findings:
+        if finding.untried:
+            logger.warning(
+                "qm_vllm was tried with %s, and this is %s: it passes all checks of the start, so "
+                "it is used; set strict_version to refuse it", tried, finding.detail,
+            )
 
 
-def _version() -> Finding:
+def _version(strict: bool) -> Finding:
     import vllm
 
     # Not importlib.metadata: the CPU build is installed under another distribution name.
     parts = tuple(int(p) for p in vllm.__version__.split("+")[0].split(".")[:2] if p.isdigit())
-    return Finding("vLLM version", MIN_VERSION <= parts < BELOW_VERSION, vllm.__version__)
+    newer = parts >= BELOW_VERSION
+    ok = parts >= MIN_VERSION and not (newer and strict)
+    return Finding("vLLM version", ok, vllm.__version__, untried=newer)
 
 
 def _names() -> list[Finding]:
@@ -160,6 +186,20 @@ def _resize() -> Finding:
     except Exception as error:
         problem = f"{type(error).__name__}: {error}"
     return Finding("resizing a request", problem is None, problem or "equal to a fresh request")
+
+
+def _behaviour() -> list[Finding]:
+    """What a request that is made up goes through."""
+    try:
+        from qm_vllm_patches.rehearsal import rehearse
+
+        outcomes = rehearse()
+    except Exception as error:  # the modules or the configuration are others
+        outcomes = [("a rehearsal", f"{type(error).__name__}: {error}")]
+    return [
+        Finding(name, problem is None, problem or "went as expected")
+        for name, problem in outcomes
+    ]
 
 
 def _find(module: str, path: str) -> Any:

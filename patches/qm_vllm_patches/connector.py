@@ -232,8 +232,12 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
         """Nothing is saved."""
 
     def wait_for_save(self) -> None:
-        """Encoder work of this step: after the forward, so that running requests come first."""
+        """Nothing is saved. No place to work: not every vLLM calls it in every step."""
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[None, None]:
+        """Work of this step: after the forward, so that running requests come first."""
         self.worker_side.work(self._message())
+        return None, None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self.worker_side.take_failed_blocks()

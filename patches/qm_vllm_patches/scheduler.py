@@ -215,20 +215,25 @@ class ShadowScheduler:
         return stats
 
     def _get_local_prefix_cache_hit(
-        self, request: Request
+        self, request: Request, *most: int | None
     ) -> tuple[KVCacheBlocks, int, int, bool]:
-        """A shadow computes its last tokens itself, because their queries are needed."""
+        """A shadow computes its last tokens itself, because their queries are needed.
+
+        Args:
+            most: newer vLLMs say how long a hit may be; None is no bound.
+        """
         limit = self.shadows.limits.get(request.request_id)
         manager: KVCacheManager = self.kv_cache_manager  # type: ignore[attr-defined]
         if limit is None or not manager.prefix_cache_lookup_enabled(request):
             found: tuple[KVCacheBlocks, int, int, bool] = (
-                super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
+                super()._get_local_prefix_cache_hit(request, *most)  # type: ignore[misc]
             )
             return found
         # A shorter hit of a sliding-window group is other blocks, so none can be cut off.
         coordinator: KVCacheCoordinator = manager.coordinator
+        bounds = [bound for bound in most if bound is not None]
         blocks, hit, more = coordinator.find_longest_cache_hit(
-            request.block_hashes, min(limit, request.num_tokens - 1)
+            request.block_hashes, min(limit, request.num_tokens - 1, *bounds)
         )
         # As vLLM does it: where a group that keeps few blocks shall keep some for the next prompt.
         boundary = hit + more if more else 0

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -108,9 +108,15 @@ def _vllm() -> list[Row]:
     missing = ", ".join(name.rpartition(".")[2] for name in checks.missing_optional())
     detail = f"not on this machine: {missing}" if missing else "all kernels found"
     return [
-        *(Row("vLLM", f.name, OK if f.ok else BAD, f.detail) for f in findings),
+        *(Row("vLLM", f.name, _state(f), f.detail) for f in findings),
         Row("vLLM", "fast attention of the encoder", OK, detail),
     ]
+
+
+def _state(finding: Any) -> str:
+    if not finding.ok:
+        return BAD
+    return NOTE if finding.untried else OK
 
 
 def _demo() -> list[Row]:

@@ -38,7 +38,7 @@ class QuickMergeConnector(ConnectorBase):
     def make_scheduler_side(self, settings: EngineSettings, cache: CacheFacts) -> SchedulerSide:
         """Checks the installed vLLM first."""
         config = configured(settings)
-        checks.require()
+        checks.require(strict=config.strict_version)
         return SchedulerSide(config, read_facts(settings, cache))
 
     def make_worker_side(self, settings: EngineSettings, cache: CacheFacts) -> WorkerSide:

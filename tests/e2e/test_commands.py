@@ -83,4 +83,5 @@ def test_inspect_writes_a_page(tiny_chat, tmp_path):
 def test_doctor_finds_every_hook():
     done = qm_vllm("doctor", "--json")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert "wait_for_save" in done.stdout
+    assert "get_finished" in done.stdout
+    assert "steps of Model Runner V1" in done.stdout

@@ -90,9 +90,9 @@ def test_a_worker_without_our_connector_is_refused():
 def test_a_vllm_that_does_not_fit_is_refused_with_a_sentence(monkeypatch):
     assert all(finding.ok for finding in checks.check())
     checks.require()
-    monkeypatch.setitem(checks.HOOKS, "wait_for_save", 2)
-    monkeypatch.setattr(checks, "BELOW_VERSION", (0, 32))
-    with pytest.raises(RuntimeError, match=r"does not fit \(vLLM version.*hook wait_for_save"):
+    monkeypatch.setitem(checks.HOOKS, "get_finished", 2)
+    monkeypatch.setattr(checks, "MIN_VERSION", (0, 90))
+    with pytest.raises(RuntimeError, match=r"does not fit \(vLLM version.*hook get_finished"):
         checks.require()
 
 

@@ -204,7 +204,7 @@ def test_every_option_of_the_configuration_is_a_flag_of_the_server(run):
     }
     flags = {"enabled": "--off", "protect_special": "--no-protect-special",
              "query_visible": "--query-blind", "details": "--details",
-             "encoder_batch": "--encoder-batch"}
+             "encoder_batch": "--encoder-batch", "strict_version": "--strict-version"}
     arguments = list(flags.values())
     for name, value in given.items():
         text = value if not isinstance(value, list) else (

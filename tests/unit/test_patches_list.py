@@ -201,7 +201,8 @@ def _of_the_language() -> set[str]:
         str, list, dict, set, tuple, Exception, int, torch, torch.Tensor, torch.nn,
         torch.nn.Module(), torch.nn.functional, torch.distributed, torch.ops,
         argparse, argparse.ArgumentParser, inspect, re,
-        inspect.Parameter, inspect.Signature, logging, logging.Logger, importlib, property,
+        inspect.Parameter, inspect.Signature, logging, logging.Logger, logging.getLogger(),
+        importlib, property,
         hashlib, hashlib.sha256(), dis, dis.Instruction, functools, torch.Generator,
         type,
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from dataclasses import dataclass, field
 
 import pytest
@@ -90,3 +92,50 @@ def test_a_request_that_goes_on_behind_a_token_is_like_one_that_began_so():
     from qm_vllm_patches.requests import self_check
 
     assert self_check() is None
+
+
+@pytest.fixture
+def of_version(monkeypatch):
+    """``of_version("0.99.1")``: the installed vLLM says that it is this one."""
+    import vllm
+
+    return lambda text: monkeypatch.setattr(vllm, "__version__", text)
+
+
+@pytest.mark.parametrize("text", ["0.30.2", "0.31.0", "0.32.1+cpu", "0.33.0", "0.34.0.dev3+gabc"])
+def test_versions_in_the_range_fit_older_ones_do_not_newer_ones_have_to_pass_all_checks(
+    of_version, caplog, monkeypatch, text
+):
+    monkeypatch.setattr(checks, "logger", logging.getLogger("plain"))
+    of_version(text)
+    minor = int(text.split(".")[1])
+    if minor == 30:
+        with pytest.raises(RuntimeError, match=r"does not fit \(vLLM version: 0\.30\.2\)"):
+            checks.require()
+        return
+    checks.require()
+    warned = [record.getMessage() for record in caplog.records if record.name == "plain"]
+    assert len(warned) == (minor == 34)
+    if minor == 34:
+        assert "tried with vLLM 0.31 up to, not including, 0.34, and this is 0.34.0" in warned[0]
+        with pytest.raises(RuntimeError, match=r"vLLM version: 0\.34\.0\.dev3"):
+            checks.require(strict=True)
+        monkeypatch.setitem(symbols.HOOKS, "get_finished", 2)
+        with pytest.raises(RuntimeError, match="hook get_finished"):
+            checks.require()
+    else:
+        checks.require(strict=True)
+
+
+def test_what_is_overridden_takes_all_that_vllm_passes():
+    """A method of vLLM's scheduler that has more arguments one day is called with them."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from qm_vllm_patches.scheduler import ShadowScheduler
+
+    names = {name for name in vars(ShadowScheduler) if hasattr(Scheduler, name)}
+    own = names - {name for name in names if name.startswith("__")}
+    assert {"schedule", "_get_local_prefix_cache_hit"} <= own
+    for name in own:
+        theirs = inspect.signature(getattr(Scheduler, name)).parameters
+        inspect.signature(getattr(ShadowScheduler, name)).bind(*theirs)

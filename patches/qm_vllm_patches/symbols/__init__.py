@@ -21,4 +21,4 @@ __all__ = [
     "MIN_VERSION", "OPTIONAL",
 ]
 
-MIN_VERSION, BELOW_VERSION = (0, 32), (0, 33)
+MIN_VERSION, BELOW_VERSION = (0, 31), (0, 34)

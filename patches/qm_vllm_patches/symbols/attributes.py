@@ -16,7 +16,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "LoRARequest": ("lora_name",),
     "Scheduler": (
         "_get_local_prefix_cache_hit", "add_request", "connector", "finish_requests",
-        "get_request_counts", "kv_cache_manager", "make_stats", "schedule", "update_from_output",
+        "get_request_counts", "has_requests", "kv_cache_manager", "make_stats", "schedule",
+        "update_from_output",
     ),
     "KVCacheManager": (
         "coordinator", "create_kv_cache_blocks", "enable_caching", "get_block_ids",
@@ -51,14 +52,20 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "KVCacheBlock": ("block_id",),
     "KVCacheBlocks": ("get_block_ids",),
     "SchedulerOutput": (
-        "kv_connector_block_state", "num_scheduled_tokens", "total_num_scheduled_tokens",
+        "kv_connector_block_state", "kv_connector_metadata", "make_empty", "num_scheduled_tokens",
+        "total_num_scheduled_tokens",
     ),
+    "ModelRunnerOutput": ("kv_connector_output",),
+    "KVConnectorModelRunnerMixin": ("kv_connector_no_forward", "maybe_get_kv_connector_output"),
+    "ActiveKVConnector": ("no_forward",),
+    "kv_transfer_state": ("_KV_CONNECTOR_AGENT",),
     "KVConnectorOutput": ("kv_connector_worker_meta",),
-    "KVConnectorRole": ("SCHEDULER",),
+    "KVConnectorRole": ("SCHEDULER", "WORKER"),
     "KVCacheConfig": ("kv_cache_groups",),
     "VllmConfig": (
-        "cache_config", "compilation_config", "device_config", "kv_transfer_config", "lora_config",
-        "model_config", "parallel_config", "scheduler_config", "speculative_config",
+        "__pydantic_fields__", "cache_config", "compilation_config", "device_config",
+        "kv_transfer_config", "lora_config", "model_config", "parallel_config",
+        "scheduler_config", "speculative_config",
     ),
     "ModelConfig": (
         "architecture", "dtype", "get_head_size", "get_hidden_size", "get_num_attention_heads",
@@ -77,6 +84,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "CacheConfig": (
         "block_size", "cache_dtype", "enable_prefix_caching", "kv_cache_memory_bytes",
+        "num_gpu_blocks",
     ),
     "KVTransferConfig": ("kv_connector_extra_config",),
     "KVCacheGroupSpec": ("kv_cache_spec", "layer_names"),

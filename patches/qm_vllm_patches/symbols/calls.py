@@ -19,6 +19,7 @@ HOOKS: dict[str, int | None] = {
     "wait_for_layer_load": 1,
     "save_kv_layer": None,
     "wait_for_save": 0,
+    "get_finished": 1,
     "get_block_ids_with_load_errors": 0,
     "build_connector_worker_meta": 0,
     "reset_cache": 0,

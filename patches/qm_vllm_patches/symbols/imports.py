@@ -9,21 +9,24 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     CONNECTOR: (
         ("KVConnectorBase_V1", "KVConnectorHandshakeMetadata", "KVConnectorMetadata",
          "KVConnectorRole", "KVConnectorWorkerMetadata", "SupportsHMA"),
-        "connector.py, messages.py",
+        "connector.py, messages.py, worker_steps.py",
     ),
     METRICS: (("KVConnectorPromMetrics", "KVConnectorStats"), "metrics.py, connector.py"),
     "vllm.config": (
-        ("ModelConfig", "VllmConfig", "set_current_vllm_config"),
-        "settings.py, connector.py, attention_layers.py",
+        ("KVTransferConfig", "ModelConfig", "VllmConfig", "set_current_vllm_config"),
+        "settings.py, connector.py, attention_layers.py, stage.py",
     ),
     "vllm.forward_context": (
-        ("ForwardContext", "set_forward_context"), "connector.py, attention_layers.py",
+        ("ForwardContext", "set_forward_context"),
+        "connector.py, attention_layers.py, worker_steps.py",
     ),
     "vllm.model_executor.layers.attention": (("Attention",), "attention_layers.py"),
-    "vllm.sampling_params": (("SamplingParams",), "requests.py, first_token.py"),
+    "vllm.sampling_params": (
+        ("SamplingParams",), "requests.py, first_token.py, held_request.py",
+    ),
     "vllm.v1.request": (
         ("Request", "RequestStatus"),
-        "requests.py, connector.py, scheduler.py, first_token.py, true_figures.py",
+        "requests.py, connector.py, scheduler.py, first_token.py, true_figures.py, held_request.py",
     ),
     "vllm.v1.core.block_pool": (("BlockPool",), "block_pool.py, connector.py"),
     "vllm.v1.core.kv_cache_utils": (("KVCacheBlock",), "block_pool.py"),
@@ -33,7 +36,7 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "vllm.v1.core.sched.async_scheduler": (("AsyncScheduler",), "scheduler.py"),
     "vllm.v1.core.sched.output": (
-        ("KVConnectorBlockState", "SchedulerOutput"), "connector.py, scheduler.py",
+        ("KVConnectorBlockState", "SchedulerOutput"), "connector.py, scheduler.py, worker_steps.py",
     ),
     "vllm.v1.core.sched.scheduler": (("Scheduler",), "scheduler.py"),
     "vllm.v1.engine": (
@@ -47,22 +50,30 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     "vllm.v1.engine.output_processor": (("OutputProcessor",), "frontend.py"),
     "vllm.v1.metrics.stats": (("PrefillStats", "SchedulerStats"), "scheduler.py"),
     "vllm.v1.kv_cache_interface": (
-        ("KVCacheConfig", "SlidingWindowSpec"), "settings.py, connector.py",
+        ("FullAttentionSpec", "KVCacheConfig", "KVCacheGroupSpec", "SlidingWindowSpec"),
+        "settings.py, connector.py, stage.py",
     ),
-    "vllm.v1.outputs": (("KVConnectorOutput",), "connector.py"),
+    "vllm.v1.outputs": (
+        ("KVConnectorOutput", "ModelRunnerOutput"), "connector.py, held_request.py",
+    ),
     "vllm.distributed": (
         ("get_tensor_model_parallel_world_size", "get_tp_group", "model_parallel_is_initialized",
          "tensor_model_parallel_all_gather"),
         "ranks.py",
     ),
     "vllm.distributed.kv_transfer": (
-        ("get_kv_transfer_group", "has_kv_transfer_group"), "worker.py",
+        ("get_kv_transfer_group", "has_kv_transfer_group", "kv_transfer_state"),
+        "worker.py, worker_steps.py",
     ),
     "vllm.platforms": (("current_platform",), "worker.py"),
     "vllm.tokenizers": (("cached_tokenizer_from_config",), "settings.py"),
     "vllm.utils.torch_utils": (("STR_DTYPE_TO_TORCH_DTYPE",), "settings.py"),
     "vllm.v1.worker.cpu_worker": (("CPUWorker",), "worker.py"),
     "vllm.v1.worker.gpu_worker": (("Worker",), "worker.py"),
+    "vllm.v1.worker.kv_connector_model_runner_mixin": (
+        ("KVConnectorModelRunnerMixin",), "worker_steps.py",
+    ),
+    "vllm.v1.worker.gpu.kv_connector": (("ActiveKVConnector",), "worker_steps.py"),
 }
 """Module to the names taken from it and the files that take them. Without one of these no engine
 starts with the plug-in (of the workers, the platform's own is needed)."""
