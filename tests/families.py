@@ -73,6 +73,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name to the class prefix in transformers and what its configuration has beside the common."""
 
+NATIVE_ONLY: dict[str, str] = {
+    "mistral sliding": "sliding window",
+    "olmo-2": "has no adapter",
+    "smollm3": "has no adapter",
+    "gemma-2": "has no adapter",
+    "gemma-3": "sliding-window layers",
+}
+"""Families whose layers are not run in the model, and what the reason says. All others are."""
+
 
 def build(family: str, seed: int, **changes: Any) -> Any:
     """A random model of the family; ``changes`` are of its configuration."""
