@@ -45,10 +45,12 @@ def expected(family, folder):
 
 @pytest.fixture(scope="module")
 def llm(folder, expected):
+    import torch
     from vllm.model_executor.models import registry
 
     config = QuickMergeConfig(delivery="native", head_share=0.0)
-    with pytest.MonkeyPatch.context() as patch:
+    # Cohere's norm is compiled on its own, which takes longer than all of this.
+    with pytest.MonkeyPatch.context() as patch, torch.compiler.set_stance("force_eager"):
         # Here, not in a process that imports everything again.
         patch.setattr(registry, "_run_in_subprocess", lambda look: look())
         with engine(folder, config, skip_tokenizer_init=True) as llm:

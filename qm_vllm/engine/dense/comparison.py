@@ -15,9 +15,10 @@ from qm_vllm.engine.dense.taps import LayerRecord
 from qm_vllm_patches.fused_ops import rotary_forward
 
 LIMITS = {torch.float32: 1e-3, torch.float16: 2e-2}
-LOOSEST = 8e-2
-"""Relative error of a layer's keys or values by rounding alone; less exact types than float16 get
-the second. What was measured stands in docs/decisions.md."""
+LOOSEST, DEPTH = 8e-2, 32
+"""Relative error of a layer's keys or values by rounding alone, in models of so many layers; less
+exact types than float16 get the second. It grows as the square root of the layers. What was
+measured stands in docs/decisions.md."""
 CHUNK = 24
 """Rows of a chunk here, so that a chunk begins in the middle and the last one is shorter."""
 AHEAD = 7
@@ -46,15 +47,20 @@ def difference(runner: DenseRunner, own: Own) -> str | None:
     if unknown:
         return f"the adapter knows {len(runner.view.layers)} of {len(own.found)} attention layers"
     limit = LIMITS.get(runner.dtype, LOOSEST)
+    limit *= max(1.0, len(runner.view.layers) / DEPTH) ** 0.5
     chunk, runner.chunk = runner.chunk, CHUNK
     try:
         stream = Stream(runner.embed(own.ids))
         for layer, view in enumerate(runner.view.layers):
             keys, values = _rows(runner, layer, stream)
             wanted_keys, wanted_values = own.found[view.attn.name]
+            # Rounding may send a token to another expert, so there the typical token decides.
+            typical = runner.view.in_context
             errors = {
-                "keys": _relative(runner.rotate(layer, keys), wanted_keys),
-                "values": _relative(values, wanted_values, beside=wanted_values.mean(0)),
+                "keys": _relative(runner.rotate(layer, keys), wanted_keys, typical=typical),
+                "values": _relative(
+                    values, wanted_values, beside=wanted_values.mean(0), typical=typical
+                ),
             }
             for name, error in errors.items():
                 if not error <= limit:
@@ -102,12 +108,16 @@ def _moves(runner: DenseRunner, layer: int, keys: torch.Tensor, limit: float) ->
 
 
 def _relative(
-    dense: torch.Tensor, wanted: torch.Tensor, beside: torch.Tensor | float = 0.0
+    dense: torch.Tensor, wanted: torch.Tensor, *, beside: torch.Tensor | float = 0.0,
+    typical: bool = False,
 ) -> float:
-    """Of the rows as a whole.
+    """How far rows [T, KVH, D] are from what is wanted, beside the size of these.
 
     Args:
         beside: what all rows share, as a bias: it would hide what differs.
+        typical: of half of the rows, not of all.
     """
     size = torch.maximum((wanted - beside).norm(), wanted.norm() / 10)
-    return float((dense.float().cpu() - wanted).norm() / size)
+    errors = (dense.float().cpu() - wanted).flatten(1).norm(dim=1)
+    error = errors.median() * len(errors) ** 0.5 if typical else errors.norm()
+    return float(error / size)
