@@ -38,7 +38,27 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "phi-3": ("Phi3", {}),
+    "ernie-4.5": ("Ernie4_5", {"head_dim": 32}),
+    "gemma": ("Gemma", {"head_dim": 32}),
     "glm-4": ("Glm4", {"head_dim": 32}),
+    "nemotron": ("Nemotron", {"partial_rotary_factor": 0.5}),
+    "apertus": ("Apertus", {}),
+    "stablelm": ("StableLm", {}),
+    "cohere": ("Cohere", {}),
+    "exaone-4": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
+    "qwen2-moe": ("Qwen2Moe", {
+        **EXPERTS, "decoder_sparse_step": 1, "norm_topk_prob": True,
+        "shared_expert_intermediate_size": 64,
+    }),
+    "olmoe": ("Olmoe", {**EXPERTS, "norm_topk_prob": True}),
+    "glm-4-moe": ("Glm4Moe", {
+        "head_dim": 32, "moe_intermediate_size": 64, "n_routed_experts": 4,
+        "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+    }),
+    "ernie-4.5-moe": ("Ernie4_5_Moe", {
+        "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64,
+        "moe_num_shared_experts": 1, "moe_layer_start_index": 1,
+    }),
     "olmo-2": ("Olmo2", {}),
     "granite": ("Granite", {"attention_multiplier": 0.18, "logits_scaling": 2.0}),
     "smollm3": ("SmolLM3", {}),
@@ -52,6 +72,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """Name to the class prefix in transformers and what its configuration has beside the common."""
+
+NATIVE_ONLY: dict[str, str] = {
+    "mistral sliding": "sliding window",
+    "olmo-2": "has no adapter",
+    "smollm3": "has no adapter",
+    "gemma-2": "has no adapter",
+    "gemma-3": "sliding-window layers",
+}
+"""Families whose layers are not run in the model, and what the reason says. All others are."""
 
 
 def build(family: str, seed: int, **changes: Any) -> Any:

@@ -124,7 +124,11 @@ class NativeReference:
         ).eval()
 
     def _step(self, rows: Rows, ids: list[int], start: int) -> torch.Tensor:
-        ROWS[0], rows.now = rows, torch.arange(start, start + len(ids))
+        return self._run(rows, ids, torch.arange(start, start + len(ids)))
+
+    def _run(self, rows: Rows, ids: list[int], positions: torch.Tensor) -> torch.Tensor:
+        """Logits behind the last of the ids, each at its position."""
+        ROWS[0], rows.now = rows, positions
         out = self.model(
             torch.tensor([ids]), position_ids=rows.now[None], use_cache=False, logits_to_keep=1
         )

@@ -5,14 +5,14 @@ Nothing here knows a model family: vLLM's own attention layers are found by thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from qm_vllm_patches.decoder import AttentionShape
+from qm_vllm_patches.own_forward import answering, run_model
 
 Seen = Callable[[str, torch.Tensor], None]
 """``seen(layer, queries)``: rows [T, H, D] of a step's batch, after rotation."""
@@ -84,33 +84,6 @@ def _watch(layer: CachedLayer, seen: Seen) -> None:
     layer.module.impl.forward = forward
 
 
-@contextmanager
-def _recorded(
-    layers: Sequence[CachedLayer], found: dict[str, tuple[torch.Tensor, torch.Tensor]]
-) -> Iterator[None]:
-    """Attention answers with zeros and leaves its queries and keys in ``found``."""
-    def record(layer: CachedLayer) -> Any:
-        def forward(
-            _: Any, query: torch.Tensor, key: torch.Tensor, *__: Any, output: Any = None, **___: Any
-        ) -> Any:
-            found[layer.name] = query.detach().clone(), key.detach().clone()
-            return output.zero_()
-
-        return forward
-
-    own = [vars(layer.module.impl).get("forward") for layer in layers]
-    for layer in layers:
-        layer.module.impl.forward = record(layer)
-    try:
-        yield
-    finally:
-        for layer, before in zip(layers, own, strict=True):
-            if before is None:
-                del layer.module.impl.forward
-            else:
-                layer.module.impl.forward = before
-
-
 def equal_tokens(
     model: Any, runner: Any, layers: Sequence[CachedLayer], positions: Sequence[int],
     device: torch.device,
@@ -125,24 +98,22 @@ def equal_tokens(
     Returns:
         (queries [T, H, D], keys [T, KVH, D]) of each layer that ran, by name.
     """
-    from vllm.config import set_current_vllm_config
-    from vllm.forward_context import set_forward_context
-
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    config, count = runner.vllm_config, len(positions)
+
+    def record(module: Any, _: Any) -> Any:
+        def forward(
+            _: Any, query: torch.Tensor, key: torch.Tensor, *__: Any, output: Any = None, **___: Any
+        ) -> Any:
+            found[module.layer_name] = query.detach().clone(), key.detach().clone()
+            return output.zero_()
+
+        return forward
+
+    count = len(positions)
     ids = torch.full((count,), 1, dtype=torch.int32, device=device)
     places = torch.tensor(positions, dtype=torch.int64, device=device)
-    if config.model_config.uses_mrope:
-        places = places.expand(3, -1).contiguous()
-    if config.lora_config is not None:  # its layers ask whose adapter each row has: nobody's
-        runner._set_active_loras((0,) * count, (0,) * count, set())
-    with (
-        torch.inference_mode(), _recorded(layers, found), set_current_vllm_config(config),
-        set_forward_context(
-            None, config, num_tokens=count, slot_mapping={}, skip_compiled=True
-        ),
-    ):
-        model(input_ids=ids, positions=places, intermediate_tensors=None, inputs_embeds=None)
+    with answering([layer.module for layer in layers], record):
+        run_model(model, runner, ids, places)
     shapes = {layer.name: layer.attn for layer in layers}
     return {
         name: (

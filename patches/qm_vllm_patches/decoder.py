@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -49,9 +51,14 @@ class AttentionShape:
         )
 
 
+Run = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
+"""``run(positions, states)`` of rows [T, D]: two parts whose sum are the states behind the layer, or
+these states and None. The rows that it is given may be written over."""
+
+
 @dataclass(frozen=True)
 class LayerView:
-    """One decoder layer called as ``run(positions, hidden, residual)``.
+    """One decoder layer.
 
     Attributes:
         block: holds the attention layer and its rotary embedding; both are replaced for the moment
@@ -60,7 +67,7 @@ class LayerView:
         fused: modules that answer with the given forward for that moment.
     """
 
-    run: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    run: Run
     block: nn.Module
     attn: AttentionShape
     module: Any
@@ -91,53 +98,92 @@ class LayerView:
 
 @dataclass(frozen=True)
 class DecoderView:
-    """The parts of a decoder that the dense pass uses; weights are shared, never copied."""
+    """The parts of a decoder that the dense pass uses; weights are shared, never copied.
+
+    Attributes:
+        in_context: layers look around in vLLM's forward context, as experts do.
+    """
 
     embed: Callable[[torch.Tensor], torch.Tensor]
     layers: list[LayerView]
+    in_context: bool = False
 
 
-def sequential_view(model: Any, *, sliding: bool = False) -> DecoderView:
-    """View of a model whose ``model.layers[i]`` takes (positions, hidden_states, residual).
+def sequential_view(
+    model: Any, *, complete: bool = False, layers: str = "model.layers",
+    attention: str = "self_attn", embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    sliding: bool = False, in_context: bool = False,
+) -> DecoderView:
+    """View of a model whose layers take positions and hidden states, one after the other.
 
     Args:
+        complete: a layer returns the states behind it; else a hidden part and a residual, which the
+            next layer adds up.
+        layers: where they are. attention: where a layer has what holds its attention and rotary
+            embedding.
+        embed: states [N, D] that enter the first layer, of ids int64 [N]; else the model's own
+            embedding.
         sliding: sliding-window layers are allowed (the prefill delivery alone can use them).
+        in_context: as of :class:`DecoderView`.
 
     Raises:
         UnsupportedDecoder: the attention has a feature that the dense pass does not honour.
     """
-    decoder = model.model
-    layers = []
-    for index, layer in enumerate(decoder.layers):
-        if type(layer).__name__ == "PPMissingLayer":
-            raise UnsupportedDecoder("pipeline parallelism is not supported; use one stage")
-        block = layer.self_attn
-        for part in ("attn", "rotary_emb"):
-            if part not in block._modules:
-                raise UnsupportedDecoder(
-                    f"layer {index} of {type(model).__name__} has no self_attn.{part}"
-                )
-        impl = block.attn.impl
-        for feature, label in (
-            ("alibi_slopes", "ALiBi"), ("sinks", "attention sinks"),
-            ("logits_soft_cap", "a logits soft cap"),
-        ):
-            value = getattr(impl, feature, None)
-            if value is not None and not (isinstance(value, (int, float)) and value == 0):
-                raise UnsupportedDecoder(
-                    f"layer {index} uses {label}, which the dense pass does not honour"
-                )
-        if block.attn.sliding_window is not None and not sliding:
-            raise UnsupportedDecoder(f"layer {index} uses a sliding window")
-        if getattr(block, "dual_chunk_attention_config", None):
-            raise UnsupportedDecoder("dual chunk attention is not supported")
-        if getattr(layer, "ada_rms_norm_t_cond", None) is not None:
-            raise UnsupportedDecoder("time-conditioned norms are not supported")
-        layers.append(LayerView(
-            layer.forward, block, AttentionShape.of(block.attn), block.attn, block.rotary_emb,
-            fused_forwards(layer),
-        ))
-    return DecoderView(model.embed_input_ids, layers)
+    views = [
+        _layer_view(model, index, layer, complete=complete, attention=attention, sliding=sliding)
+        for index, layer in enumerate(attrgetter(layers)(model))
+    ]
+    return DecoderView(embed or model.embed_input_ids, views, in_context)
+
+
+def _layer_view(
+    model: Any, index: int, layer: Any, *, complete: bool, attention: str, sliding: bool
+) -> LayerView:
+    """Raises UnsupportedDecoder."""
+    if type(layer).__name__ == "PPMissingLayer":
+        raise UnsupportedDecoder("pipeline parallelism is not supported; use one stage")
+    block = attrgetter(attention)(layer)
+    for part in ("attn", "rotary_emb"):
+        if block._modules.get(part) is None:
+            raise UnsupportedDecoder(
+                f"layer {index} of {type(model).__name__} has no {attention}.{part}"
+            )
+    impl = block.attn.impl
+    for feature, label in (
+        ("alibi_slopes", "ALiBi"), ("sinks", "attention sinks"),
+        ("logits_soft_cap", "a logits soft cap"),
+    ):
+        value = getattr(impl, feature, None)
+        if value is not None and not (isinstance(value, (int, float)) and value == 0):
+            raise UnsupportedDecoder(
+                f"layer {index} uses {label}, which the dense pass does not honour"
+            )
+    if block.attn.sliding_window is not None and not sliding:
+        raise UnsupportedDecoder(f"layer {index} uses a sliding window")
+    if getattr(block, "dual_chunk_attention_config", None):
+        raise UnsupportedDecoder("dual chunk attention is not supported")
+    if getattr(layer, "ada_rms_norm_t_cond", None) is not None:
+        raise UnsupportedDecoder("time-conditioned norms are not supported")
+    return LayerView(
+        _run(layer, complete), block, AttentionShape.of(block.attn), block.attn, block.rotary_emb,
+        fused_forwards(layer),
+    )
+
+
+def _run(layer: Any, complete: bool) -> Run:
+    forward = layer.forward
+    residual = {"residual": None} if "residual" in signature(forward).parameters else {}
+
+    def run(
+        positions: torch.Tensor, states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        found = forward(positions=positions, hidden_states=states, **residual)
+        if not complete:
+            hidden, rest = found
+            return hidden, rest
+        return (found if isinstance(found, torch.Tensor) else found[0]), None
+
+    return run
 
 
 def embedding_view(model: Any) -> DecoderView | None:

@@ -14,11 +14,11 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     METRICS: (("KVConnectorPromMetrics", "KVConnectorStats"), "metrics.py, connector.py"),
     "vllm.config": (
         ("KVTransferConfig", "ModelConfig", "VllmConfig", "set_current_vllm_config"),
-        "settings.py, connector.py, attention_layers.py, stage.py",
+        "settings.py, connector.py, own_forward.py, stage.py",
     ),
     "vllm.forward_context": (
-        ("ForwardContext", "set_forward_context"),
-        "connector.py, attention_layers.py, worker_steps.py",
+        ("ForwardContext", "get_forward_context", "set_forward_context"),
+        "connector.py, own_forward.py, worker_steps.py",
     ),
     "vllm.model_executor.layers.attention": (("Attention",), "attention_layers.py"),
     "vllm.sampling_params": (
@@ -102,5 +102,6 @@ ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "vllm.model_executor.layers.layernorm": (("RMSNorm",), "fused_ops.py"),
     "vllm.model_executor.models.llama": (("LlamaForCausalLM",), "served_prior.py"),
     "vllm.model_executor.models.utils": (("WeightsMapper",), "served_prior.py"),
+    "vllm.v1.attention.backend": (("CommonAttentionMetadata",), "own_forward.py"),
 }
 """Used by commands, by the prior, or when a model is looked into, which fails with a sentence."""

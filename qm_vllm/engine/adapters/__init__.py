@@ -1,25 +1,48 @@
-"""Decoder families whose layers can be run densely by the plug-in, by architecture name."""
+"""Decoder families whose layers can be run densely by the plug-in, by architecture name.
+
+A family is a file: the names of its architectures (that of a model's ``config.json``, and of vLLM's
+class where it is another), and how vLLM's model is looked at. What a file claims is compared with
+the model's own forward whenever one is loaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from qm_vllm.engine.adapters import gemma, llama, qwen
+from qm_vllm.engine.adapters import (
+    apertus,
+    cohere,
+    exaone,
+    experts,
+    gemma,
+    gemma3,
+    glm,
+    granite,
+    llama,
+    nemotron,
+    qwen,
+    stablelm,
+)
 from qm_vllm_patches.decoder import DecoderView, UnsupportedDecoder, embedding_view
 
+FILES: tuple[Any, ...] = (
+    llama, qwen, gemma, gemma3, glm, nemotron, apertus, granite, stablelm, cohere, exaone, experts,
+)
+
 FAMILIES: dict[str, Callable[[Any], DecoderView]] = {
-    **dict.fromkeys(llama.ARCHITECTURES, llama.view),
-    **dict.fromkeys(qwen.ARCHITECTURES, qwen.view),
-    **dict.fromkeys(gemma.ARCHITECTURES, gemma.view),
+    name: file.view for file in FILES for name in file.ARCHITECTURES
 }
 
-PREFILL_ONLY = frozenset(gemma.ARCHITECTURES)
+PREFILL_ONLY = frozenset(
+    name for file in FILES if getattr(file, "PREFILL_ONLY", False) for name in file.ARCHITECTURES
+)
 """Families that can be scored but not injected: a sliding window counts positions, and kept
 tokens are fewer than the positions that they span."""
 
 __all__ = [
     "FAMILIES",
+    "FILES",
     "PREFILL_ONLY",
     "DecoderView",
     "UnsupportedDecoder",

@@ -1,4 +1,4 @@
-"""Gemma 3 (text): sliding-window layers between full ones. For ``delivery="prefill"`` only."""
+"""Gemma 1: its embedding scales itself, and its norms add one to their weights."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 from qm_vllm_patches.decoder import DecoderView, sequential_view
 
-ARCHITECTURES = ("Gemma3ForCausalLM",)
+ARCHITECTURES = ("GemmaForCausalLM",)
 
 
 def view(model: Any) -> DecoderView:
-    """View of a vLLM ``Gemma3ForCausalLM``."""
-    return sequential_view(model, sliding=True)
+    """View of a model of vLLM's with one of these names."""
+    return sequential_view(model)

@@ -10,5 +10,5 @@ ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 def view(model: Any) -> DecoderView:
-    """View of a vLLM ``Qwen2ForCausalLM`` or ``Qwen3ForCausalLM``."""
+    """View of a model of vLLM's with one of these names."""
     return sequential_view(model)

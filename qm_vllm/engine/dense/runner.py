@@ -7,7 +7,8 @@ chunk bounds do not depend on load, so the same prompt gives bit-identical state
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 
 import torch
@@ -41,12 +42,17 @@ class Stream:
 
 
 class DenseRunner:
-    """Drives :class:`DecoderView` layers."""
+    """Drives :class:`DecoderView` layers.
+
+    Attributes:
+        around: what layers that look around in a forward context of vLLM run in, by their rows.
+    """
 
     def __init__(
         self, view: DecoderView, dtype: torch.dtype, device: torch.device, chunk_tokens: int
     ) -> None:
         self.view, self.dtype, self.device, self.chunk = view, dtype, device, chunk_tokens
+        self.around: Callable[[int], AbstractContextManager[None]] = lambda _: nullcontext()
 
     def embed(self, token_ids: list[int]) -> torch.Tensor:
         """Token embeddings [N, D] of the served model."""
@@ -98,12 +104,14 @@ class DenseRunner:
             stop = min(start + chunk, num_tokens)
             attn.start = start
             positions = self._positions(stream, start, stop)
-            with view.borrowed(attn, rotary):
-                out, added = view.run(positions, states[start:stop], None)
+            with self.around(stop - start), view.borrowed(attn, rotary):
+                out, added = view.run(positions, states[start:stop])
             if attn.failure is not None:
                 raise attn.failure
-            # ``added`` may alias these rows, which is no matter: each is read before it is written.
-            torch.add(out, added, out=states[start:stop])
+            if added is None:
+                states[start:stop] = out
+            else:  # it may alias these rows, which is no matter: each is read before it is written
+                torch.add(out, added, out=states[start:stop])
             yield stop - start
 
     def _positions(self, stream: Stream, start: int, stop: int) -> torch.Tensor:
@@ -175,30 +183,3 @@ class DenseRunner:
         assert record.rotated_keys is not None
         scale = self.view.layers[layer].attn.scale
         return record.queries, record.rotated_keys, scale, AT_ONCE
-
-
-@torch.inference_mode()
-def self_check(runner: DenseRunner, num_tokens: int = 64) -> str | None:
-    """Run the first layers over a few tokens in two chunkings; the states must agree.
-
-    Returns:
-        None, or a sentence that says what is wrong with the dense pass on this machine.
-    """
-    chunk, states = runner.chunk, []
-    try:
-        for rows in (num_tokens, 24):
-            runner.chunk = rows
-            stream = Stream(runner.embed(list(range(1, num_tokens + 1))))
-            for layer in range(min(2, len(runner.view.layers))):
-                for _ in runner.run_layer(layer, stream, LayerRecord()):
-                    pass
-            states.append(stream.states.float())
-    except Exception as problem:
-        return f"the dense pass fails on this model: {type(problem).__name__}: {problem}"
-    finally:
-        runner.chunk = chunk
-    error = float((states[0] - states[1]).norm() / states[0].norm())
-    limit = 1e-4 if runner.dtype == torch.float32 else 3e-2
-    if not error <= limit:
-        return f"the dense pass depends on its chunk size (relative error {error:.1e})"
-    return None

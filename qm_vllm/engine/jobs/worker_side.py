@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.adapters import UnsupportedDecoder, embedding_view, view_decoder
-from qm_vllm.engine.dense.runner import DenseRunner, self_check
+from qm_vllm.engine.agreement import OtherRankFailed, together
+from qm_vllm.engine.dense.comparison import difference
+from qm_vllm.engine.dense.runner import DenseRunner
 from qm_vllm.engine.jobs.compression_job import CompressionJob, share_pass
 from qm_vllm.engine.jobs.job_cache import JobCache
 from qm_vllm.engine.jobs.parted_job import PartedJob
@@ -18,8 +21,10 @@ from qm_vllm.engine.messages import JobResult, JobSpec, StepMessage, WorkerMessa
 from qm_vllm.engine.native.native_worker import NativeWorker
 from qm_vllm.engine.parts import longest_part
 from qm_vllm.engine.untouched import Untouched, without_layers
+from qm_vllm_patches.attention_layers import cached_layers
 from qm_vllm_patches.kv_cache import PagedCache
 from qm_vllm_patches.log import get_logger
+from qm_vllm_patches.own_forward import OwnRows, forward_context
 from qm_vllm_patches.settings import CacheFacts
 
 logger = get_logger(__name__)
@@ -53,6 +58,7 @@ class WorkerSide:
         self.failed_blocks: set[int] = set()
         self.broken: list[str] = []
         self._reported = 0
+        self._told: set[str | None] = {None}
 
     # --- start -----------------------------------------------------------------------------
     def attach_model(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
@@ -61,33 +67,70 @@ class WorkerSide:
         chunk = self.config.encoder_chunk_tokens
         try:
             self.runner = DenseRunner(view_decoder(model), dtype, device, chunk)
-            self.problem = self_check(self.runner)
+            self.problem = None
             self.cache_problem = self._learn_cache(self.runner)
-            if self.problem is None and not self.runner.can_place():
-                logger.warning(
-                    "qm_vllm: this model's rotary embedding has no table of angles that can be "
-                    "replaced; kept tokens get compact positions"
-                )
         except UnsupportedDecoder as error:
             self.problem = str(error)
         except Exception as error:  # models come in all shapes; the engine serves them anyway
             logger.exception("qm_vllm: looking into the model failed")
             self.problem = f"looking into the model failed: {type(error).__name__}: {error}"
-        # Where vLLM prefills the prompts it is no loss.
-        tell = logger.warning if self.config.delivery == "inject" else logger.info
-        for problem in (self.problem, self.cache_problem):
-            if problem:
-                tell("qm_vllm: %s", problem)
-        if self.problem:
-            view = embedding_view(model)
-            self.runner = None if view is None else DenseRunner(view, dtype, device, chunk)
+        self._conclude(model, dtype, device)
 
     def attach_runner(
         self, model: Any, runner: Any, device: torch.device, longest: int
     ) -> None:
-        """Look on while vLLM runs the model, for the native delivery."""
+        """Compare the dense pass with the model's own, and look on while vLLM runs it, for the
+        native delivery.
+
+        Args:
+            runner: what vLLM runs the model with. longest: tokens of the longest request.
+        """
         assert self.cache is not None
+        if self.runner is not None:
+            dense, kind = self.runner, (self.runner.dtype, device)
+            if self.problem is None and dense.view.in_context:
+                dense.around = partial(forward_context, runner)
+            self.problem = self._unlike(model, runner, device)
+            self._conclude(model, *kind)
         self.native.attach(model, runner, self.cache, device, longest)
+
+    def _unlike(self, model: Any, runner: Any, device: torch.device) -> str | None:
+        """Why the layers must not be run densely, on all ranks alike; None if they may."""
+        def compare() -> None:
+            if self.problem is not None:
+                raise UnsupportedDecoder(self.problem)
+            assert self.runner is not None
+            blocks = min(len(tensor) for tensor in self.kv_caches.values())
+            modules = [one.module for one in cached_layers(model, self.native.facts.layers)]
+            own = OwnRows(model, runner, modules, device, blocks)
+            own.run()
+            problem = difference(self.runner, own)
+            if problem is not None:
+                raise UnsupportedDecoder(problem)
+
+        try:
+            together(compare)
+        except (UnsupportedDecoder, OtherRankFailed) as error:
+            return str(error)
+        except Exception as error:
+            logger.exception("qm_vllm: comparing the dense pass with the model's own failed")
+            return f"the dense pass fails on this model: {type(error).__name__}: {error}"
+        return None
+
+    def _conclude(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+        """Say what is wrong, once. Of layers that cannot be run only the embeddings are left."""
+        # Where vLLM prefills the prompts it is no loss.
+        tell = logger.warning if self.config.delivery == "inject" else logger.info
+        for problem in (self.problem, self.cache_problem):
+            if problem not in self._told:
+                tell("qm_vllm: %s", problem)
+                self._told.add(problem)
+        if self.problem is None:
+            return
+        view = embedding_view(model)
+        self.runner = None if view is None else DenseRunner(
+            view, dtype, device, self.config.encoder_chunk_tokens
+        )
 
     def _learn_cache(self, runner: DenseRunner) -> str | None:
         assert self.cache is not None
