@@ -10,7 +10,7 @@ from qm_vllm.engine.metrics import QuickMergePromMetrics, QuickMergeStats
 from qm_vllm.engine.requests.scheduler_side import SchedulerSide
 from qm_vllm.reports import REPORT_KEY
 from qm_vllm_patches import checks, frontend
-from qm_vllm_patches.connector import ConnectorBase
+from qm_vllm_patches.connector import ConnectorBase, registered
 from qm_vllm_patches.settings import CacheFacts, EngineSettings
 
 # vLLM loads this module in each process of an engine that was started with the plug-in.
@@ -56,3 +56,6 @@ def configured(settings: EngineSettings) -> QuickMergeConfig:
         raise RuntimeError(f"qm_vllm cannot run in this engine: {problem}")
     config = QuickMergeConfig.from_dict(settings.options.get(REPORT_KEY, {}))
     return calibrated(config, settings.text_config)
+
+
+registered(QuickMergeConnector.__name__, __name__)  # inside MultiConnector, vLLM asks by name
