@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vllm.v1.core.kv_cache_utils import KVCacheBlockCopy
 from vllm.v1.request import RequestStatus
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
+
+
+class _Target(NamedTuple):
+    """Plays vLLM's ``KVCacheBlockCopy``; none of these is ever carried out."""
+
+    src_block_id: int
+    dst_block_id: int
 
 
 def split(connector: Any, kind: type) -> tuple[Any, list[Any]]:
@@ -39,13 +45,10 @@ class Company:
     Args:
         connector: vLLM's wrapper around all. others: without ours, which goes before them.
         limits: positions that a shadow may have from elsewhere, by the shadow's id.
-        block_size: tokens of a block.
     """
 
-    def __init__(
-        self, connector: Any, others: Sequence[Any], limits: dict[str, int], block_size: int
-    ) -> None:
-        self.others, self.limits, self.block_size = list(others), limits, block_size
+    def __init__(self, connector: Any, others: Sequence[Any], limits: dict[str, int]) -> None:
+        self.others, self.limits = list(others), limits
         self.taken: list[int] = []
         self._matched = connector.get_num_new_matched_tokens
         connector.get_num_new_matched_tokens = self.matched
@@ -75,9 +78,13 @@ class Company:
         """The wrapper's answer; a shadow gets no more than it may have from elsewhere."""
         count, later = self._matched(request, computed)
         limit = self.limits.get(request.request_id)
-        if limit is not None and count:
-            count = min(count, max(0, limit - computed) // self.block_size * self.block_size)
-        return count, later and bool(count)
+        if limit is None or not count or computed + count <= limit:
+            return count, later
+        # Of a sliding window other blocks are needed at another place, so none can be cut off.
+        request.kv_transfer_params = {"max_load_tokens": max(0, limit - computed)}
+        self.changed(request)
+        count, later = self._matched(request, computed)
+        return (count, later) if count is None or computed + count <= limit else (0, False)
 
     def build(self, output: SchedulerOutput) -> Any:
         """The wrapper's message to the workers of a step, for which ours may take blocks."""
@@ -93,10 +100,9 @@ class Company:
 
         def build_connector_meta(output: SchedulerOutput) -> Any:
             if self.taken:
-                copies = [KVCacheBlockCopy(0, block) for block in self.taken]
-                output = replace(
-                    output, kv_cache_block_copies=[*(output.kv_cache_block_copies or ()), *copies]
-                )
+                copies: list[Any] = [*(output.kv_cache_block_copies or ())]
+                copies += [_Target(0, block) for block in self.taken]
+                output = replace(output, kv_cache_block_copies=copies)
             return build(output)
 
         return build_connector_meta

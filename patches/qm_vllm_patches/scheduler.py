@@ -151,7 +151,6 @@ class ShadowScheduler:
         if ours is not None and others:
             ours.bind_company(company.Company(
                 self.connector, others, self.shadows.limits,  # type: ignore[attr-defined]
-                self.block_size,  # type: ignore[attr-defined]
             ))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:

@@ -12,11 +12,14 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "request_id", "resumable", "sampling_params", "skip_reading_prefix_cache", "status",
         "update_block_hashes",
     ),
-    "RequestStatus": ("FINISHED_ABORTED", "FINISHED_ERROR", "RUNNING"),
+    "RequestStatus": (
+        "FINISHED_ABORTED", "FINISHED_ERROR", "RUNNING", "WAITING_FOR_REMOTE_KVS",
+    ),
     "LoRARequest": ("lora_name",),
     "Scheduler": (
         "_get_local_prefix_cache_hit", "add_request", "connector", "finish_requests",
-        "get_request_counts", "kv_cache_manager", "make_stats", "schedule", "update_from_output",
+        "get_request_counts", "kv_cache_manager", "make_stats", "requests", "schedule",
+        "update_from_output",
     ),
     "KVCacheManager": (
         "coordinator", "create_kv_cache_blocks", "enable_caching", "get_block_ids",
@@ -48,7 +51,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "KVCacheBlock": ("block_id",),
     "KVCacheBlocks": ("get_block_ids",),
     "SchedulerOutput": (
-        "kv_connector_block_state", "num_scheduled_tokens", "total_num_scheduled_tokens",
+        "kv_cache_block_copies", "kv_connector_block_state", "num_scheduled_tokens",
+        "total_num_scheduled_tokens",
     ),
     "KVConnectorOutput": ("kv_connector_worker_meta",),
     "KVConnectorRole": ("SCHEDULER",),
@@ -63,7 +67,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "max_model_len", "model", "quantization", "revision", "runner_type",
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
-    "SchedulerConfig": ("async_scheduling", "max_num_batched_tokens", "policy"),
+    "SchedulerConfig": (
+        "async_scheduling", "max_num_batched_tokens", "policy", "scheduler_cls",
+    ),
     "CompilationConfig": ("cudagraph_mode",),
     "DeviceConfig": ("device_type",),
     "ParallelConfig": (
@@ -109,6 +115,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "_counter_cls", "_gauge_cls", "_histogram_cls", "per_engine_labelvalues",
     ),
     "KVConnectorStats": ("data",),
+    "KVConnectorFactory": ("_registry", "register_connector"),
+    "KVTransferConfig": ("kv_connector", "kv_connector_extra_config"),
+    "MultiConnector": ("sub_connectors",),
     "ModelRegistry": ("register_model",),
     "FastAPI": ("vllm_config",),
     "LLM": ("llm_engine",),

@@ -11,9 +11,12 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
          "KVConnectorRole", "KVConnectorWorkerMetadata", "SupportsHMA"),
         "connector.py, messages.py",
     ),
+    "vllm.distributed.kv_transfer.kv_connector.factory": (
+        ("KVConnectorFactory",), "connector.py",
+    ),
     METRICS: (("KVConnectorPromMetrics", "KVConnectorStats"), "metrics.py, connector.py"),
     "vllm.config": (
-        ("ModelConfig", "VllmConfig", "set_current_vllm_config"),
+        ("KVTransferConfig", "ModelConfig", "VllmConfig", "set_current_vllm_config"),
         "settings.py, connector.py, attention_layers.py",
     ),
     "vllm.forward_context": (
@@ -23,7 +26,7 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     "vllm.sampling_params": (("SamplingParams",), "requests.py, first_token.py"),
     "vllm.v1.request": (
         ("Request", "RequestStatus"),
-        "requests.py, connector.py, scheduler.py, first_token.py, true_figures.py",
+        "requests.py, company.py, connector.py, scheduler.py, first_token.py, true_figures.py",
     ),
     "vllm.v1.core.block_pool": (("BlockPool",), "block_pool.py, connector.py"),
     "vllm.v1.core.kv_cache_utils": (("KVCacheBlock",), "block_pool.py"),
@@ -33,7 +36,7 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "vllm.v1.core.sched.async_scheduler": (("AsyncScheduler",), "scheduler.py"),
     "vllm.v1.core.sched.output": (
-        ("KVConnectorBlockState", "SchedulerOutput"), "connector.py, scheduler.py",
+        ("KVConnectorBlockState", "SchedulerOutput"), "company.py, connector.py, scheduler.py",
     ),
     "vllm.v1.core.sched.scheduler": (("Scheduler",), "scheduler.py"),
     "vllm.v1.engine": (
