@@ -118,18 +118,21 @@ def add(llm, name, ids, max_tokens, **options):
 
 def storm(llm, prompts, requests, seed, streams=32):
     """So many requests, of which some are aborted: answers of those that ended, by name."""
-    pick, done, live, asked = random.Random(seed), {}, {}, 0
+    pick, done, live, asked, doomed = random.Random(seed), {}, {}, 0, {}
     while live or asked < requests:
         while len(live) < streams and asked < requests:
             name, which = f"{seed}.{asked}", pick.randrange(len(prompts))
             way = pick.choice(WAYS)
             add(llm, name, prompts[which], pick.randint(1, 40), **way)
             live[name] = which, WAYS.index(way)
+            if pick.random() < 0.15:
+                doomed[name] = pick.randint(0, 60)  # steps
             asked += 1
-        if live and pick.random() < 0.02:
-            gone = pick.choice(sorted(live))
-            llm.llm_engine.abort_request([gone])
-            del live[gone]
+        for name in [name for name in doomed if name in live]:
+            doomed[name] -= 1
+            if doomed[name] < 0:
+                llm.llm_engine.abort_request([name])
+                del live[name]
         if pick.random() < 0.01:
             scheduler_of(llm).reset_prefix_cache()
         for out in llm.llm_engine.step():

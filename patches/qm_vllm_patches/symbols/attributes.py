@@ -79,7 +79,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "CacheConfig": (
         "block_size", "cache_dtype", "enable_prefix_caching", "kv_cache_memory_bytes",
     ),
-    "KVTransferConfig": ("kv_connector_extra_config",),
+    "KVTransferConfig": ("kv_connector", "kv_connector_extra_config"),
     "KVCacheGroupSpec": ("kv_cache_spec", "layer_names"),
     "KVCacheSpec": ("block_size", "page_size_bytes"),
     "Worker": (
@@ -116,7 +116,6 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "KVConnectorStats": ("data",),
     "KVConnectorFactory": ("_registry", "register_connector"),
-    "KVTransferConfig": ("kv_connector", "kv_connector_extra_config"),
     "MultiConnector": ("sub_connectors",),
     "ModelRegistry": ("register_model",),
     "FastAPI": ("vllm_config",),
