@@ -50,6 +50,7 @@ class Company:
     def __init__(self, connector: Any, others: Sequence[Any], limits: dict[str, int]) -> None:
         self.others, self.limits = list(others), limits
         self.taken: list[int] = []
+        self.stale: set[str] = set()
         self._matched = connector.get_num_new_matched_tokens
         connector.get_num_new_matched_tokens = self.matched
         self._build = connector.build_connector_meta
@@ -62,9 +63,21 @@ class Company:
         self.taken += ids
 
     def changed(self, request: Request) -> None:
-        """A request that has no blocks got other ids or another salt: for the others, it is new."""
+        """A request that has no blocks got other ids or another salt: for the others, it is new.
+
+        They are told when it is asked for, as one may still store what it had before.
+        """
+        self.stale.add(request.request_id)
+
+    def _renew(self, request: Request) -> bool:
+        """Tell the others of a changed request; whether all of them were ready for that."""
+        asked = [one.get_num_new_matched_tokens(request, 0) for one in self.others]
+        if any(count is None for count, _ in asked):
+            return False
         for other in self.others:
             other.on_new_request(request)
+        self.stale.discard(request.request_id)
+        return True
 
     def elsewhere(self, request: Request, computed: int) -> int | None:
         """How many positions beyond those computed another connector brings; None: ask again."""
@@ -76,13 +89,16 @@ class Company:
 
     def matched(self, request: Request, computed: int) -> tuple[int | None, bool]:
         """The wrapper's answer; a shadow gets no more than it may have from elsewhere."""
+        if request.request_id in self.stale and not self._renew(request):
+            return None, False
         count, later = self._matched(request, computed)
         limit = self.limits.get(request.request_id)
         if limit is None or not count or computed + count <= limit:
             return count, later
         # Of a sliding window other blocks are needed at another place, so none can be cut off.
         request.kv_transfer_params = {"max_load_tokens": max(0, limit - computed)}
-        self.changed(request)
+        if not self._renew(request):
+            return None, False
         count, later = self._matched(request, computed)
         return (count, later) if count is None or computed + count <= limit else (0, False)
 
@@ -90,6 +106,7 @@ class Company:
         """The wrapper's message to the workers of a step, for which ours may take blocks."""
         meta = self._build(output)
         self.taken = []
+        self.stale -= output.finished_req_ids
         return meta
 
     def _told(self, build: Any) -> Any:

@@ -6,6 +6,8 @@ import random
 from collections import Counter
 
 import pytest
+from vllm.distributed.kv_transfer import get_kv_transfer_group
+from vllm.v1.kv_offload.base import make_offload_key
 
 from qm_vllm import QuickMergeConfig, engine_args
 from qm_vllm.layers import WINDOW_QUERIES
@@ -13,6 +15,7 @@ from qm_vllm_eval.serving.host_memory import offloading
 from tests.engines import engine, forced_async, random_prompt, scheduler_of
 from tests.families import make_model
 from tests.integration.generate import greedy, run
+from tests.integration.preempting import preempt
 from tests.native_reference import NativeReference
 
 BLOCK, STEPS = 32, 12
@@ -157,3 +160,66 @@ def test_aborts_and_preemption_leave_both_what_they_had(live, folder, alone):
     assert counts(live)[LOADED] > after[LOADED]
     for ids, out in zip(prompts, stored, strict=True):
         assert figures(out) == pytest.approx(figures(alone(ids, params)), abs=2e-5)
+
+
+def test_blocks_that_a_job_takes_are_stored_first(live, folder, alone):
+    """A request has ended, its last blocks are not stored yet, and a job writes into them."""
+    ours, other = get_kv_transfer_group().sub_connectors
+    store = scheduler_of(live).connector.sub_connectors[0].store
+    prompts = [random_prompt(500, 50), random_prompt(8, 51)]
+    add(live, "ends", prompts[0], 1, enabled=False)
+    while live.llm_engine.has_unfinished_requests():
+        live.llm_engine.step()
+    taken = store.take(store.free - 4)
+    begin = ours.worker_side.begin
+
+    def overwrite(message):
+        for blocks in other.connector_worker.worker.device:
+            blocks[taken] = 0
+        begin(message)
+
+    ours.worker_side.begin = overwrite
+    run(live, prompts[1:], greedy(2, enabled=False))
+    ours.worker_side.begin = begin
+    store.give_back(taken)
+    forget(live)
+    before = counts(live)
+    params = greedy(2, enabled=False)
+    params.logprobs = 1
+    (out,) = live.generate([{"prompt_token_ids": prompts[0]}], params, use_tqdm=False)
+    assert counts(live)[LOADED] > before[LOADED]
+    assert figures(out) == pytest.approx(figures(alone(prompts[0], params)), abs=2e-5)
+
+
+def test_keys_of_host_memory_are_those_of_what_a_request_has(live, monkeypatch):
+    """Also where it was chosen for again, or its result could not be made a second time."""
+    other = scheduler_of(live).connector.sub_connectors[1].connector_scheduler
+    build, seen = other._build_store_jobs, []
+
+    def watched(output):
+        for name in (*output.num_scheduled_tokens, *output.finished_req_ids):
+            status = other._req_status[name]
+            for group, state in enumerate(status.group_states):
+                want = [make_offload_key(one, group) for one in status.req.block_hashes]
+                assert state.offload_keys == want[: len(state.offload_keys)]
+                seen.append(len(state.offload_keys))
+        return build(output)
+
+    monkeypatch.setattr(other, "_build_store_jobs", watched)
+    scheduler = scheduler_of(live)
+    side = scheduler.connector.sub_connectors[0].scheduler_side
+    params = greedy(STEPS)
+    params.logprobs = 0  # so that its first token is its own
+    live.llm_engine.add_request("0", {"prompt_token_ids": IDS}, params)
+    (tracked,) = side.tracked.values()
+    while not tracked.outcome:
+        live.llm_engine.step()
+    forget(live)  # it has a result and no blocks, so it waits for another
+    assert tracked.pending
+    while not tracked.allocated:
+        live.llm_engine.step()
+    preempt(scheduler)
+    side._fail(tracked, "this is a test")
+    while live.llm_engine.has_unfinished_requests():
+        live.llm_engine.step()
+    assert max(seen) > 0

@@ -57,9 +57,7 @@ class HostMemory(CPUOffloadingSpec):
     """``spec_name`` and ``spec_module_path`` of an ``OffloadingConnector``; one block a chunk."""
 
     def get_worker(self, kv_caches: Any) -> OffloadingWorker:
-        if self._worker is None:
-            self._worker = Copies(kv_caches, self.num_chunks)
-        return self._worker
+        return Copies(kv_caches, self.num_chunks)
 
 
 def offloading(megabytes: int = 64) -> dict[str, Any]:

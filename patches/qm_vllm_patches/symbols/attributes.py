@@ -51,7 +51,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "KVCacheBlock": ("block_id",),
     "KVCacheBlocks": ("get_block_ids",),
     "SchedulerOutput": (
-        "kv_cache_block_copies", "kv_connector_block_state", "num_scheduled_tokens",
+        "finished_req_ids", "kv_cache_block_copies", "kv_connector_block_state",
+        "num_scheduled_tokens",
         "total_num_scheduled_tokens",
     ),
     "KVConnectorOutput": ("kv_connector_worker_meta",),
