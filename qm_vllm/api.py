@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qm_vllm.config import QuickMergeConfig
@@ -15,28 +16,44 @@ SCHEDULER = "qm_vllm_patches.scheduler.make_scheduler"
 MIDDLEWARE = ("qm_vllm.http_options.RefuseBadOptions", "qm_vllm.http_reports.AddReports")
 
 
-def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:
+def engine_args(
+    config: QuickMergeConfig | None = None, others: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Keyword arguments that start a ``vllm.LLM`` (or ``EngineArgs``) with the plug-in.
+
+    Args:
+        others: configurations of more KV connectors for the same engine, as ``kv_transfer_config``
+            takes one. The engine refuses at start those that cannot stand beside the plug-in.
 
     >>> llm = LLM("model", **engine_args(QuickMergeConfig(ratio=0.4)))
     """
-    return {
-        "kv_transfer_config": {
-            "kv_connector": CONNECTOR_NAME,
-            "kv_connector_module_path": CONNECTOR_MODULE,
-            "kv_role": "kv_consumer",
+    transfer: dict[str, Any] = {
+        "kv_connector": CONNECTOR_NAME,
+        "kv_connector_module_path": CONNECTOR_MODULE,
+        "kv_role": "kv_consumer",
+        "kv_load_failure_policy": "fail",
+        "kv_connector_extra_config": {REPORT_KEY: (config or QuickMergeConfig()).to_dict()},
+    }
+    if others:
+        transfer = {
+            "kv_connector": "MultiConnector",
+            "kv_role": "kv_both",
             "kv_load_failure_policy": "fail",
-            "kv_connector_extra_config": {REPORT_KEY: (config or QuickMergeConfig()).to_dict()},
-        },
+            "kv_connector_extra_config": {"connectors": [transfer, *map(dict, others)]},
+        }
+    return {
+        "kv_transfer_config": transfer,
         "worker_cls": WORKER_CLASS,
         "scheduler_cls": SCHEDULER,
     }
 
 
-def engine_cli_args(config: QuickMergeConfig | None = None) -> list[str]:
+def engine_cli_args(
+    config: QuickMergeConfig | None = None, others: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
     """The same as flags of ``vllm serve``, with HTTP 400 for bad options of a request and a
     report in every answer."""
-    arguments = engine_args(config)
+    arguments = engine_args(config, others)
     return [
         "--kv-transfer-config",
         json.dumps(arguments["kv_transfer_config"]),

@@ -43,6 +43,8 @@ def main() -> int:
     )
     parser.add_argument("--async-scheduling", action="store_true",
                         help="as on a GPU; vLLM switches it off on a CPU otherwise")
+    parser.add_argument("--offload", type=int, metavar="MIB",
+                        help="vLLM's offloading connector beside ours, with this host memory")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -63,6 +65,7 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 
     from qm_vllm.assets.embedded import ensure_model
     from qm_vllm.assets.essay import demo_document
+    from qm_vllm_eval.serving.host_memory import offloading
     from qm_vllm_eval.serving.server import RemoteServer, Server
     from qm_vllm_eval.serving.tiny_model import TOOLS_TEMPLATE, make_tiny_chat_model
     from qm_vllm_eval.serving.traffic import Traffic
@@ -82,6 +85,8 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         str(model), "--served-model-name", "soaked", *FLAGS, *AGENT_FLAGS,
         "--num-gpu-blocks-override", str(options.blocks), "--allow-options", "all",
     ]
+    if options.offload:
+        arguments += ["--kv-transfer-config", json.dumps(offloading(options.offload))]
     program = "qm_vllm_eval.serving.forced_async" if options.async_scheduling else (
         "qm_vllm.cli.main"
     )
@@ -99,7 +104,7 @@ def soak(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         **figures, "seconds": options.seconds,
         "model": Path(options.model).name if options.model else "small random decoder",
         "clients": options.clients, "seed": options.seed,
-        "async_scheduling": options.async_scheduling,
+        "async_scheduling": options.async_scheduling, "offload_mib": options.offload,
         "date": time.strftime("%Y-%m-%d", time.gmtime(started)), "machine": platform.machine(),
     }
 

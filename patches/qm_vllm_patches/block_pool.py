@@ -23,6 +23,7 @@ class BlockStore:
     def __init__(self, pool: BlockPool, block_size: int) -> None:
         self.pool, self.block_size = pool, block_size
         self.held: dict[int, KVCacheBlock] = {}
+        self.on_take: Callable[[Sequence[int]], None] | None = None
 
     @property
     def total(self) -> int:
@@ -42,7 +43,10 @@ class BlockStore:
         """
         blocks = self.pool.get_new_blocks(count)
         self.held.update((block.block_id, block) for block in blocks)
-        return [block.block_id for block in blocks]
+        ids = [block.block_id for block in blocks]
+        if self.on_take is not None:
+            self.on_take(ids)
+        return ids
 
     def give_back(self, ids: Sequence[int]) -> None:
         """Let blocks go. What the prefix cache knows of them stays until they are used again."""

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorHandshakeMetadata,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
+    from qm_vllm_patches.company import Company
     from qm_vllm_patches.scheduler import Shadows, ShadowStep
     from qm_vllm_patches.true_figures import Teller
 
@@ -97,6 +99,8 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         self.shadows: Shadows | None = None
+        self.company: Company | None = None
+        self.store: BlockStore | None = None
         self._own_sampling = has_processors(vllm_config)
         self._by_priority = vllm_config.scheduler_config.policy == "priority"
         settings, cache = read_settings(vllm_config), read_cache(kv_cache_config)
@@ -123,7 +127,8 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
     # --- scheduler -------------------------------------------------------------------------
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
         block_size = self._vllm_config.cache_config.block_size
-        self.scheduler_side.bind_blocks(BlockStore(gpu_block_pool, block_size))
+        self.store = BlockStore(gpu_block_pool, block_size)
+        self.scheduler_side.bind_blocks(self.store)
 
     def set_xfer_handshake_metadata(
         self, metadata: dict[int, KVConnectorHandshakeMetadata]
@@ -137,14 +142,22 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
         self.scheduler_side.bind_shadows(shadows)
         return self.scheduler_side
 
+    def bind_company(self, company: Company) -> None:
+        """Other connectors are beside this one. Called by :mod:`.scheduler`."""
+        self.company = company
+        assert self.store is not None
+        self.store.on_take = company.take
+
     def _is_shadow(self, request: Request) -> bool:
         return self.shadows is not None and request.request_id in self.shadows
 
     def on_new_request(self, request: Request) -> None:
         if not self._is_shadow(request):
-            self.scheduler_side.arrived(arrival(
+            one = arrival(
                 request, own_sampling=self._own_sampling, by_priority=self._by_priority
-            ))
+            )
+            one.handle.company = self.company
+            self.scheduler_side.arrived(one)
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int
@@ -163,6 +176,8 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         tokens = scheduler_output.total_num_scheduled_tokens
+        if not tokens and self.shadows is not None and self.company is not None:
+            tokens = int(self.shadows.loading())  # a load is no standstill
         steps = [] if self.shadows is None else self.shadows.steps(scheduler_output)
         counts = dict(scheduler_output.num_scheduled_tokens) if steps else {}
         return StepEnvelope(self.scheduler_side.step_message(tokens, steps, counts))
@@ -250,3 +265,9 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
         envelope = self._get_connector_metadata()
         assert isinstance(envelope, StepEnvelope)
         return envelope.message
+
+
+def registered(name: str, module: str) -> None:
+    """Let vLLM find a connector by its name, too, as it does for the figures of several."""
+    if name not in KVConnectorFactory._registry:
+        KVConnectorFactory.register_connector(name, module, name)

@@ -12,6 +12,8 @@ from qm_vllm_patches import first_token
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
+    from qm_vllm_patches.company import Company
+
 
 @dataclass(frozen=True, eq=False)
 class Arrival:
@@ -53,6 +55,7 @@ class RequestHandle:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.company: Company | None = None
 
     @property
     def request_id(self) -> str:
@@ -72,6 +75,10 @@ class RequestHandle:
     def started(self) -> bool:
         """It has computed or generated something, or holds blocks."""
         return bool(self.request.num_computed_tokens or self.request.num_output_tokens)
+
+    def elsewhere(self, computed: int) -> int | None:
+        """How many positions beyond those computed another connector has; None: ask again."""
+        return 0 if self.company is None else self.company.elsewhere(self.request, computed)
 
     def resize(self, token_ids: Sequence[int], salt: str | None) -> None:
         """Replace the prompt.
@@ -114,6 +121,8 @@ class RequestHandle:
         request.block_hashes = []
         request._prompt_embeds_per_block_hashes = {}
         request.update_block_hashes()
+        if self.company is not None:
+            self.company.changed(request)
 
 
 def arrival(

@@ -12,7 +12,8 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
 
-from qm_vllm_patches import first_token
+from qm_vllm_patches import company, first_token
+from qm_vllm_patches.connector import ConnectorBase
 from qm_vllm_patches.true_figures import Teller, TrueFigures
 
 if TYPE_CHECKING:
@@ -126,6 +127,10 @@ class Shadows:
                 )
         return found
 
+    def loading(self) -> bool:
+        """Whether KV of a request is on its way from another connector."""
+        return company.loading(self.scheduler.requests.values())
+
     def seats(self) -> tuple[int, int]:
         """Shadows among the running and among the waiting requests."""
         running = sum(one.status == RequestStatus.RUNNING for one in self.live.values())
@@ -138,13 +143,18 @@ class ShadowScheduler:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.shadows = Shadows(self)
-        connector = self.connector  # type: ignore[attr-defined]
-        self._half = bind(connector, self.shadows)
-        self.shadows.teller = None if self._half is None else self._half.telling
-        self._figures = (
-            None if self._half is None
-            else TrueFigures(self, self._half.telling, connector.REPORT)
-        )
+        ours, others = company.split(self.connector, ConnectorBase)  # type: ignore[attr-defined]
+        self._half: Any = None
+        self._figures: TrueFigures | None = None
+        if ours is not None:
+            self._half = ours.bind_shadows(self.shadows)
+            self.shadows.teller = self._half.telling
+            self._figures = TrueFigures(self, self._half.telling, ours.REPORT)
+        self._alone = not others
+        if ours is not None and others:
+            ours.bind_company(company.Company(
+                self.connector, others, self.shadows.limits,  # type: ignore[attr-defined]
+            ))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """The connector may add and end shadows before each step."""
@@ -208,9 +218,9 @@ class ShadowScheduler:
         return max(0, running - ours[0]), max(0, waiting - ours[1])
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
-        """Without hits of an external cache: what we bring was computed here."""
+        """Without hits of an external cache, if there is none: what we bring was computed here."""
         stats: SchedulerStats | None = super().make_stats(*args, **kwargs)  # type: ignore[misc]
-        if stats is not None and self._figures is not None:
+        if stats is not None and self._figures is not None and self._alone:
             stats.connector_prefix_cache_stats = None
         return stats
 
@@ -246,16 +256,6 @@ class SyncShadowScheduler(ShadowScheduler, Scheduler):  # type: ignore[misc]
 
 class AsyncShadowScheduler(ShadowScheduler, AsyncScheduler):  # type: ignore[misc]
     """For engines that schedule ahead."""
-
-
-def bind(connector: Any, shadows: Shadows) -> Any:
-    """Tell the connector's scheduler half of the shadows.
-
-    Returns:
-        The half; None where the engine has another connector, beside which no shadow is started.
-    """
-    take = getattr(connector, "bind_shadows", None)
-    return None if take is None else take(shadows)
 
 
 def make_scheduler(*args: Any, **kwargs: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qm_vllm_patches.settings import connector_options
+
 
 @dataclass(frozen=True)
 class ServedEngine:
@@ -35,6 +37,6 @@ def served_engine(scope: Any, key: str) -> ServedEngine | None:
     if config is None or transfer is None:
         return None
     return ServedEngine(
-        options=dict(transfer.kv_connector_extra_config.get(key) or {}),
+        options=dict(connector_options(transfer).get(key) or {}),
         text_config=config.model_config.hf_text_config,
     )

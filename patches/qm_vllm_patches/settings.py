@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qm_vllm_patches.log import get_logger
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import KVTransferConfig, ModelConfig, VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = get_logger(__name__)
@@ -31,6 +31,8 @@ class EngineSettings:
         step_tokens: that one step computes at most.
         full_graphs: prompts, too, run inside CUDA graphs, where nobody can look on.
         device: torch's name of its kind.
+        company: names of the connectors in vLLM's ``MultiConnector``, in order; none without it.
+        scheduler: ``scheduler_cls`` as it was given; None where vLLM chooses.
     """
 
     options: dict[str, Any]
@@ -61,6 +63,8 @@ class EngineSettings:
     step_tokens: int = 2048
     full_graphs: bool = False
     device: str = "cpu"
+    company: tuple[str, ...] = ()
+    scheduler: Any = None
     model: Any = field(repr=False, compare=False, default=None)
 
 
@@ -92,7 +96,7 @@ def read_settings(config: VllmConfig) -> EngineSettings:
     own = model.dtype
     stored = _cache_dtype(cache.cache_dtype, own)
     return EngineSettings(
-        options={} if transfer is None else dict(transfer.kv_connector_extra_config),
+        options=connector_options(transfer),
         architecture=model.architecture,
         text_config=model.hf_text_config,
         runner=model.runner_type,
@@ -122,8 +126,27 @@ def read_settings(config: VllmConfig) -> EngineSettings:
         step_tokens=config.scheduler_config.max_num_batched_tokens,
         full_graphs=getattr(config.compilation_config.cudagraph_mode, "name", "") == "FULL",
         device=str(config.device_config.device_type),
+        company=tuple(str(one.get("kv_connector")) for one in _members(transfer)),
+        scheduler=config.scheduler_config.scheduler_cls,
         model=model,
     )
+
+
+def connector_options(transfer: KVTransferConfig | None) -> dict[str, Any]:
+    """Extra configuration of the engine's connector, or of all in vLLM's ``MultiConnector``."""
+    if transfer is None:
+        return {}
+    found = dict(transfer.kv_connector_extra_config)
+    for one in _members(transfer):
+        found |= one.get("kv_connector_extra_config") or {}
+    return found
+
+
+def _members(transfer: KVTransferConfig | None) -> list[dict[str, Any]]:
+    """Configurations of the connectors in vLLM's ``MultiConnector``; none without it."""
+    if transfer is None or transfer.kv_connector != "MultiConnector":
+        return []
+    return list(transfer.kv_connector_extra_config.get("connectors") or [])
 
 
 def has_processors(config: VllmConfig) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from qm_vllm_patches import cpu_seeds
+from qm_vllm_patches import company, cpu_seeds
+from qm_vllm_patches.connector import ConnectorBase
 from qm_vllm_patches.settings import EngineSettings, read_settings
 
 WORKER_BASES = {
@@ -35,7 +36,7 @@ class WorkerHooks:
         """The model and its KV cache are there.
 
         Args:
-            connector: vLLM's KV connector of this worker; None where there is none.
+            connector: ours, wherever it is; else vLLM's KV connector of this worker, or None.
             model: the loaded torch module. runner: what vLLM runs it with.
         """
         raise NotImplementedError
@@ -54,7 +55,9 @@ class WorkerHooks:
         super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
-        connector = get_kv_transfer_group() if has_kv_transfer_group() else None
+        group = get_kv_transfer_group() if has_kv_transfer_group() else None
+        ours, _ = company.split(group, ConnectorBase)
+        connector = ours if ours is not None else group
         config: Any = self.vllm_config  # type: ignore[attr-defined]
         runner: Any = self.model_runner  # type: ignore[attr-defined]
         device: Any = self.device  # type: ignore[attr-defined]

@@ -23,6 +23,11 @@ def refuse_ours(arguments: list[str]) -> None:
         name = argument.split("=", 1)[0].replace("_", "-")
         if name in SET_BY_US or name.startswith("--kv-transfer-config."):
             raise UserError(f"{name} is set by the plug-in itself; leave it out")
+        if name == "--kv-offloading-size":
+            raise UserError(
+                f"{name} would take the place of the plug-in's connector; name vLLM's "
+                "OffloadingConnector in --kv-transfer-config of `qm-vllm serve`"
+            )
 
 
 def engine_arguments(context: typer.Context, *, quiet: bool = True) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +18,9 @@ from qm_vllm.errors import UserError
 from qm_vllm.presets import PRESET
 from qm_vllm.processor import computes_bf16
 from qm_vllm_patches import llm
+
+OTHERS = "--kv-transfer-config"
+"""Another connector for the same engine, as ``vllm serve`` takes one: it goes beside ours."""
 
 
 @takes_options(PRESET.name, *OPTIONS)
@@ -51,12 +56,28 @@ def server_arguments(model: str | None, config: QuickMergeConfig, rest: list[str
     """The arguments of ``vllm`` for this server.
 
     Raises:
-        UserError: no model was named, or the rest sets a flag that the plug-in needs.
+        UserError: no model was named, the rest sets a flag that the plug-in needs, or its
+            ``--kv-transfer-config`` is no connector's configuration.
     """
+    others, rest = _others(rest)
     refuse_ours(rest)
     if model is None or model.startswith("-"):
         raise UserError("name the model to serve: qm-vllm serve MODEL [flags]")
-    return ["serve", model, *engine_cli_args(config), *rest]
+    return ["serve", model, *engine_cli_args(config, others), *rest]
+
+
+def _others(rest: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The connectors that ``--kv-transfer-config`` names beside ours, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(OTHERS, OTHERS.replace("-", "_").replace("__", "--"), action="append")
+    try:
+        found, left = parser.parse_known_args(rest)
+        given = [json.loads(text) for text in found.kv_transfer_config or []]
+    except (argparse.ArgumentError, json.JSONDecodeError) as error:
+        raise UserError(f"{OTHERS} must be followed by a JSON object ({error})") from error
+    if any(not isinstance(one, dict) or "kv_connector" not in one for one in given):
+        raise UserError(f'{OTHERS} must name a connector: {{"kv_connector": ...}}')
+    return given, left
 
 
 def start_server(arguments: list[str]) -> None:

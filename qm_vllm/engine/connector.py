@@ -12,7 +12,7 @@ from qm_vllm.engine.requests.long_prompts import early_refusal, longest_admitted
 from qm_vllm.engine.requests.scheduler_side import SchedulerSide
 from qm_vllm.reports import REFUSED, REPORT_KEY
 from qm_vllm_patches import checks, frontend
-from qm_vllm_patches.connector import ConnectorBase
+from qm_vllm_patches.connector import ConnectorBase, registered
 from qm_vllm_patches.long_prompts import admit_long_prompts
 from qm_vllm_patches.settings import CacheFacts, EngineSettings
 
@@ -60,3 +60,6 @@ def configured(settings: EngineSettings) -> QuickMergeConfig:
         raise RuntimeError(f"qm_vllm cannot run in this engine: {problem}")
     config = QuickMergeConfig.from_dict(settings.options.get(REPORT_KEY, {}))
     return calibrated(config, settings.text_config)
+
+
+registered(QuickMergeConnector.__name__, __name__)  # inside MultiConnector, vLLM asks by name

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qm_vllm.engine.adapters import FAMILIES, PREFILL_ONLY
+from qm_vllm.engine.company import refuse_company
 from qm_vllm.engine.memory import DecoderShape
 from qm_vllm.engine.requests.chat_turns import ChatTurns
 from qm_vllm.engine.requests.hints import Hints
@@ -81,7 +82,7 @@ def refuse(settings: EngineSettings) -> str | None:
         return f"runner {settings.runner!r} is not supported; only text generation is"
     if settings.uses_mla:
         return "multi-head latent attention (MLA) is not supported"
-    return None
+    return refuse_company(settings)
 
 
 def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:

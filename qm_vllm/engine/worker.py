@@ -45,15 +45,15 @@ class QuickMergeWorkerMixin(WorkerHooks):
         """Hand the model to our connector.
 
         Raises:
-            RuntimeError: the engine has another connector, under which ours would be idle.
+            RuntimeError: the engine has another connector, and not ours beside it.
         """
         from qm_vllm.engine.connector import QuickMergeConnector
 
         if not isinstance(connector, QuickMergeConnector):
             raise RuntimeError(
-                f"qm_vllm's worker class needs QuickMergeConnector as the engine's KV connector, "
-                f"not {type(connector).__name__}: inside another connector it would be idle. Start "
-                "with engine_args() alone, or leave worker_cls out"
+                f"qm_vllm's worker class needs QuickMergeConnector as the engine's KV connector or "
+                f"inside its MultiConnector, not {type(connector).__name__} alone. Start with "
+                "engine_args(), or leave worker_cls out"
             )
         connector.worker_side.job_bytes = self._job_bytes
         connector.worker_side.attach_model(model, settings.dtype, device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+from qm_vllm_patches.company import split
+from qm_vllm_patches.connector import ConnectorBase
 from tests.engines import random_prompt, scheduler_of
 from tests.integration.generate import greedy, run
 
@@ -18,7 +20,8 @@ def left_empty(llm):
     idle = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     yield
     run(llm, [random_prompt(8, 0)], greedy(2))  # one more step delivers the last releases
-    side, worker = scheduler.connector.scheduler_side, get_kv_transfer_group().worker_side
+    side = split(scheduler.connector, ConnectorBase)[0].scheduler_side
+    worker = split(get_kv_transfer_group(), ConnectorBase)[0].worker_side
     for held in (
         side.tracked, side.board.entries, side.board.queue, worker.jobs, side.native.runs,
         side.native.new, scheduler.shadows.live, scheduler.shadows.limits, worker.native.jobs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+from qm_vllm.api import engine_args
 from qm_vllm.config import QuickMergeConfig
 
 MODEL = SimpleNamespace(
@@ -12,11 +13,11 @@ MODEL = SimpleNamespace(
 )
 
 
-def engine_settings(config: QuickMergeConfig | None) -> SimpleNamespace:
-    """vLLM's settings of an engine; None: one without a connector."""
-    extra = {"quickmerge": config.to_dict()} if config else None
+def engine_settings(config: QuickMergeConfig | None, *others: dict) -> SimpleNamespace:
+    """vLLM's settings of an engine; None: one without a connector. Others: beside ours."""
+    transfer = engine_args(config, others)["kv_transfer_config"]
     return SimpleNamespace(
-        kv_transfer_config=SimpleNamespace(kv_connector_extra_config=extra) if extra else None,
+        kv_transfer_config=SimpleNamespace(**transfer) if config else None,
         model_config=SimpleNamespace(hf_text_config=MODEL, max_model_len=4096),
     )
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from qm_vllm import QuickMergeConfig
+from qm_vllm import QuickMergeConfig, engine_args
 from qm_vllm.cli.common import configuration
 from qm_vllm.cli.inspect import page_data
 from qm_vllm.cli.main import app
@@ -63,12 +63,40 @@ def test_serve_puts_our_flags_before_the_users():
 
 @pytest.mark.parametrize(
     "flag",
-    ["--worker-cls", "--worker-cls=x", "--scheduler-cls=x", "--kv_transfer_config",
-     "--kv-transfer-config.a=1"],
+    ["--worker-cls", "--worker-cls=x", "--scheduler-cls=x", "--kv-transfer-config.a=1"],
 )
 def test_serve_refuses_flags_that_the_plug_in_sets(flag):
     with pytest.raises(UserError, match="leave it out"):
         server_arguments("m", QuickMergeConfig(), [flag])
+
+
+@pytest.mark.parametrize("flag", [["--kv-transfer-config"], ["--kv_transfer_config"]])
+def test_serve_puts_another_connector_beside_ours(flag):
+    other = {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}
+    arguments = server_arguments(
+        "m", QuickMergeConfig(), ["--port", "1", *flag, json.dumps(other), "-tp", "2"]
+    )
+    transfer = json.loads(arguments[3])
+    assert transfer["kv_connector"] == "MultiConnector"
+    ours, last = transfer["kv_connector_extra_config"]["connectors"]
+    assert ours == engine_args(QuickMergeConfig())["kv_transfer_config"]
+    assert last == other
+    assert arguments.count("--kv-transfer-config") == 1
+    assert arguments[-4:] == ["--port", "1", "-tp", "2"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--kv-transfer-config"], "followed by a JSON object"),
+        (["--kv-transfer-config", "{"], "followed by a JSON object"),
+        (["--kv-transfer-config=3"], "must name a connector"),
+        (["--kv-offloading-size", "3"], "name vLLM's OffloadingConnector"),
+    ],
+)
+def test_serve_says_what_is_wrong_with_another_connector(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        server_arguments("m", QuickMergeConfig(), flags)
 
 
 def test_serve_passes_unknown_flags_through(run):

@@ -237,5 +237,5 @@ def test_hooks_on_the_list_are_those_that_the_connector_overrides():
     ]
     methods = {node.name for node in connector.body if isinstance(node, ast.FunctionDef)}
     ours = {"__init__", "make_scheduler_side", "make_worker_side", "_message", "bind_shadows",
-            "_is_shadow"}
+            "_is_shadow", "bind_company"}
     assert methods - ours - {"requires_kv_delivery"} == set(symbols.HOOKS)

@@ -28,6 +28,7 @@ class Handle:
     salt: str | None = None
     skips_cache: bool = False
     started: bool = False
+    beside: int | None = 0
 
     def resize(self, token_ids, salt) -> None:
         assert not self.started
@@ -35,6 +36,9 @@ class Handle:
 
     def resalt(self, salt) -> None:
         self.salt = salt
+
+    def elsewhere(self, computed) -> int | None:
+        return self.beside
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ def test_what_an_application_says_of_its_engine():
     found = served_engine({"app": application(config)}, "quickmerge")
     assert found == ServedEngine(config.to_dict(), MODEL)
     assert served_engine({"app": application(config)}, "other").options == {}
+    company = engine_settings(config, {"kv_connector": "OffloadingConnector"})
+    app = SimpleNamespace(state=SimpleNamespace(vllm_config=company))
+    assert served_engine({"app": app}, "quickmerge") == found
     for app in (None, object(), SimpleNamespace(state=SimpleNamespace()), application(None)):
         assert served_engine({"app": app}, "quickmerge") is None
     assert served_engine({}, "quickmerge") is None

@@ -12,11 +12,14 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "request_id", "resumable", "sampling_params", "skip_reading_prefix_cache", "status",
         "update_block_hashes",
     ),
-    "RequestStatus": ("FINISHED_ABORTED", "FINISHED_ERROR", "RUNNING"),
+    "RequestStatus": (
+        "FINISHED_ABORTED", "FINISHED_ERROR", "RUNNING", "WAITING_FOR_REMOTE_KVS",
+    ),
     "LoRARequest": ("lora_name",),
     "Scheduler": (
         "_get_local_prefix_cache_hit", "add_request", "connector", "finish_requests",
-        "get_request_counts", "has_requests", "kv_cache_manager", "make_stats", "schedule",
+        "get_request_counts", "has_requests", "kv_cache_manager", "make_stats", "requests",
+        "schedule",
         "update_from_output",
     ),
     "KVCacheManager": (
@@ -52,7 +55,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "KVCacheBlock": ("block_id",),
     "KVCacheBlocks": ("get_block_ids",),
     "SchedulerOutput": (
-        "kv_connector_block_state", "kv_connector_metadata", "make_empty", "num_scheduled_tokens",
+        "finished_req_ids", "kv_cache_block_copies", "kv_connector_block_state",
+        "kv_connector_metadata", "make_empty", "num_scheduled_tokens",
         "total_num_scheduled_tokens",
     ),
     "ModelRunnerOutput": ("kv_connector_output",),
@@ -86,7 +90,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "block_size", "cache_dtype", "enable_prefix_caching", "kv_cache_memory_bytes",
         "num_gpu_blocks",
     ),
-    "KVTransferConfig": ("kv_connector_extra_config",),
+    "KVTransferConfig": ("kv_connector", "kv_connector_extra_config"),
     "KVCacheGroupSpec": ("kv_cache_spec", "layer_names"),
     "KVCacheSpec": ("block_size", "page_size_bytes"),
     "Worker": (
@@ -122,6 +126,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "_counter_cls", "_gauge_cls", "_histogram_cls", "per_engine_labelvalues",
     ),
     "KVConnectorStats": ("data",),
+    "KVConnectorFactory": ("_registry", "register_connector"),
+    "MultiConnector": ("sub_connectors",),
     "ModelRegistry": ("register_model",),
     "FastAPI": ("vllm_config",),
     "LLM": ("llm_engine",),

@@ -11,6 +11,9 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
          "KVConnectorRole", "KVConnectorWorkerMetadata", "SupportsHMA"),
         "connector.py, messages.py, worker_steps.py",
     ),
+    "vllm.distributed.kv_transfer.kv_connector.factory": (
+        ("KVConnectorFactory",), "connector.py",
+    ),
     METRICS: (("KVConnectorPromMetrics", "KVConnectorStats"), "metrics.py, connector.py"),
     "vllm.config": (
         ("KVTransferConfig", "ModelConfig", "VllmConfig", "set_current_vllm_config"),
@@ -26,7 +29,8 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "vllm.v1.request": (
         ("Request", "RequestStatus"),
-        "requests.py, connector.py, scheduler.py, first_token.py, true_figures.py, held_request.py",
+        "requests.py, company.py, connector.py, scheduler.py, first_token.py, true_figures.py, "
+        "held_request.py",
     ),
     "vllm.v1.core.block_pool": (("BlockPool",), "block_pool.py, connector.py"),
     "vllm.v1.core.kv_cache_utils": (("KVCacheBlock",), "block_pool.py"),
@@ -36,7 +40,8 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "vllm.v1.core.sched.async_scheduler": (("AsyncScheduler",), "scheduler.py"),
     "vllm.v1.core.sched.output": (
-        ("KVConnectorBlockState", "SchedulerOutput"), "connector.py, scheduler.py, worker_steps.py",
+        ("KVConnectorBlockState", "SchedulerOutput"),
+        "company.py, connector.py, scheduler.py, worker_steps.py",
     ),
     "vllm.v1.core.sched.scheduler": (("Scheduler",), "scheduler.py"),
     "vllm.v1.engine": (

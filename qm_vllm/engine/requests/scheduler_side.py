@@ -199,22 +199,22 @@ class SchedulerSide:
     def matched_tokens(self, request_id: str, computed: int) -> int | None:
         """How many positions the plug-in brings beyond ``computed`` that vLLM has; None: wait."""
         tracked = self.tracked.get(request_id)
-        if tracked is None or tracked.reason is not None:
-            return 0
-        if tracked.pending:
+        if tracked is not None and tracked.pending:
             return None
-        assert tracked.outcome is not None
-        assert tracked.plan is not None
-        missing = len(tracked.outcome.kept) - 1 - computed
-        if tracked.prefills or missing <= 0 or tracked.notes:
+        missing = 0 if tracked is None else tracked.missing(computed)
+        if tracked is None or tracked.plan is None or tracked.outcome is None or missing <= 0:
             return 0
         spec = tracked.plan.spec
         if self.config.encoder_batch or spec.native:  # rounding may be another this time
             spec = replace(spec, kept=tuple(tracked.outcome.kept))
-        whole = len(spec.token_ids) == len(tracked.outcome.kept)
-        if whole and missing < self.facts.block_size and spec.key not in self.board.entries:
-            return 0  # all was kept: what a block does not hold is prefilled as usual
-        priority = tracked.arrival.priority
+        handle, priority = tracked.arrival.handle, tracked.arrival.priority
+        if spec.key not in self.board.entries:
+            whole = len(spec.token_ids) == len(tracked.outcome.kept)
+            if whole and missing < self.facts.block_size:
+                return 0  # all was kept: what a block does not hold is prefilled as usual
+            found = handle.elsewhere(computed)  # a result may lie beside the cache, whole
+            if found is None or found >= missing:
+                return None if found is None else 0
         entry = self.board.join(spec, tracked.plan.demand, request_id, priority, again=True)
         return missing if entry.done else None
 

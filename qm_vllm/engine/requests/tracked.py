@@ -58,6 +58,12 @@ class Tracked:
         """vLLM prefills the kept ids."""
         return self.plan is not None and self.plan.config.delivery == "prefill"
 
+    def missing(self, computed: int) -> int:
+        """Positions of its result beyond those computed; 0 where vLLM prefills what is left."""
+        if self.outcome is None or self.reason is not None or self.prefills or self.notes:
+            return 0
+        return len(self.outcome.kept) - 1 - computed
+
     def salt(self) -> str | None:
         """Of the blocks of the shrunk prompt: injected KV is bound to its job, not to the ids."""
         if self.prefills:
