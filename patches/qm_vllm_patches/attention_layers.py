@@ -133,7 +133,7 @@ def equal_tokens(
     ids = torch.full((count,), 1, dtype=torch.int32, device=device)
     places = torch.tensor(positions, dtype=torch.int64, device=device)
     if config.model_config.uses_mrope:
-        places = places.expand(3, -1).contiguous()
+        places = places.expand(config.model_config.mrope_num_dims, -1).contiguous()
     if config.lora_config is not None:  # its layers ask whose adapter each row has: nobody's
         runner._set_active_loras((0,) * count, (0,) * count, set())
     with (

@@ -14,6 +14,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "RequestStatus": ("FINISHED_ABORTED", "FINISHED_ERROR", "RUNNING"),
     "LoRARequest": ("lora_name",),
+    "MultiModalFeatureSpec": ("data", "identifier", "mm_position", "modality"),
+    "PlaceholderRange": ("extract_embeds_range",),
     "Scheduler": (
         "_get_local_prefix_cache_hit", "add_request", "connector", "finish_requests",
         "get_request_counts", "kv_cache_manager", "make_stats", "schedule", "update_from_output",
@@ -60,7 +62,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "ModelConfig": (
         "architecture", "dtype", "get_head_size", "get_hidden_size", "get_num_attention_heads",
         "get_num_kv_heads", "get_num_layers", "hf_text_config", "is_moe", "logits_processors",
-        "max_model_len", "model", "quantization", "revision", "runner_type",
+        "max_model_len", "model", "mrope_num_dims", "quantization", "revision", "runner_type",
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
     "SchedulerConfig": ("async_scheduling", "max_num_batched_tokens", "policy"),
@@ -82,8 +84,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "ModelRunner": (
         "_bookkeeping_sync", "_sample", "_set_active_loras", "discard_request_mask", "get_model",
-        "input_batch", "prepare_inputs", "vllm_config",
+        "input_batch", "model_state", "prepare_inputs", "req_states", "requests", "vllm_config",
     ),
+    "CachedRequestState": ("mrope_positions",),
+    "RequestStates": ("req_id_to_index",),
+    "ModelState": ("rope_state",),
+    "RopeState": ("prefill_delta",),
     "InputBatch": ("generators", "num_reqs", "req_ids"),
     "CpuGpuBuffer": ("np",),
     "Attention": (

@@ -20,10 +20,11 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
         ("ForwardContext", "set_forward_context"), "connector.py, attention_layers.py",
     ),
     "vllm.model_executor.layers.attention": (("Attention",), "attention_layers.py"),
+    "vllm.multimodal.inputs": (("MultiModalFeatureSpec", "PlaceholderRange"), "media.py"),
     "vllm.sampling_params": (("SamplingParams",), "requests.py, first_token.py"),
     "vllm.v1.request": (
         ("Request", "RequestStatus"),
-        "requests.py, connector.py, scheduler.py, first_token.py, true_figures.py",
+        "requests.py, connector.py, scheduler.py, first_token.py, true_figures.py, media.py",
     ),
     "vllm.v1.core.block_pool": (("BlockPool",), "block_pool.py, connector.py"),
     "vllm.v1.core.kv_cache_utils": (("KVCacheBlock",), "block_pool.py"),
