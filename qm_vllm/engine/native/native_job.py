@@ -2,8 +2,9 @@
 
 In the step of the prompt's last token its keys and values are all in the paged cache. The queries
 say which tokens stay, these are copied into the job's own blocks with their keys turned so that the
-prompt's last position is K - 1, and a request finds them there as it finds any prefix. A hint is read behind the
-prompt, and its queries look, too: then the choice is made in the step of the hint's last token.
+prompt's last position is K - 1, and a request finds them there as it finds any prefix. A hint is
+read behind the prompt, and its queries look, too: then the choice is made in the step of the hint's
+last token.
 """
 
 from __future__ import annotations

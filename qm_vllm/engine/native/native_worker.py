@@ -101,10 +101,10 @@ class NativeWorker:
         """After the step's forward: the prompts and hints that it completed are due."""
         due, self._now = [one for one in self._now if one.blocks], []
         self._due += due
-        assert self._positions is not None or not due
         for one in due:
             job = self.jobs[one.job]
             try:
+                assert self._positions is not None
                 job.last = self._positions.last(one.shadow, len(job.spec.token_ids))
             except Exception as error:
                 logger.exception("qm_vllm: looking for a prompt's last position failed")
