@@ -24,7 +24,7 @@ def engine_args(config: QuickMergeConfig | None = None) -> dict[str, Any]:
         "kv_transfer_config": {
             "kv_connector": CONNECTOR_NAME,
             "kv_connector_module_path": CONNECTOR_MODULE,
-            "kv_role": "kv_consumer",
+            "kv_role": "kv_producer",  # the connector says why
             "kv_load_failure_policy": "fail",
             "kv_connector_extra_config": {REPORT_KEY: (config or QuickMergeConfig()).to_dict()},
         },

@@ -65,8 +65,8 @@ def live(llm):
 
 
 def shown(ids, pictures):
-    return {"prompt_token_ids": list(ids), "multi_modal_data": {"image": pictures}} if pictures \
-        else {"prompt_token_ids": list(ids)}
+    images = {"multi_modal_data": {"image": pictures}} if len(pictures) else {}
+    return {"prompt_token_ids": list(ids), **images}
 
 
 def ask(llm, *prompts, params=None, **options):
@@ -310,6 +310,24 @@ def test_only_the_native_delivery_sees_pictures(live, options, words):
     else:
         assert report["status"] == "untouched"
         assert words in report["reason"]
+
+
+def test_states_in_the_place_of_pictures_are_refused_as_without_us(live, folder):
+    """Bad ones would end the engine, so vLLM takes none unless its operator said so."""
+    import torch
+
+    scheduler = scheduler_of(live)
+    assert scheduler.defer_block_free is ("qwen2" in folder.name)  # where it schedules ahead
+    states, grid = torch.zeros(1, 7, 128), torch.tensor([[1, 12, 16]])
+    one_axis = [(states, "You must set `--enable-mm-embeds`")]
+    several = [
+        ({"image_embeds": states[0], "image_grid_thw": grid}, "You must set `--enable-mm-embeds`"),
+        ({"image_grid_thw": grid}, "should contain the fields"),
+    ]
+    for image, words in several if "qwen2" in folder.name else one_axis:
+        with pytest.raises(ValueError, match=words):
+            ask(live, (ONE[0], image))
+    assert ask(live, ONE, ratio=0.4)[0][1]["status"] == "compressed"
 
 
 def test_a_prompt_that_ends_with_a_picture_is_left_alone(live):

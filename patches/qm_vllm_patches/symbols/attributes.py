@@ -75,7 +75,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "CacheConfig": (
         "block_size", "cache_dtype", "enable_prefix_caching", "kv_cache_memory_bytes",
     ),
-    "KVTransferConfig": ("kv_connector_extra_config",),
+    "KVTransferConfig": ("kv_connector_extra_config", "kv_role"),
     "KVCacheGroupSpec": ("kv_cache_spec", "layer_names"),
     "KVCacheSpec": ("block_size", "page_size_bytes"),
     "Worker": (
