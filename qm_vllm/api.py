@@ -12,6 +12,9 @@ from qm_vllm.reports import REPORT_KEY
 CONNECTOR_MODULE = "qm_vllm.engine.connector"
 CONNECTOR_NAME = "QuickMergeConnector"
 WORKER_CLASS = "qm_vllm.engine.worker.QuickMergeWorker"
+ROLE = "kv_producer"
+"""Of the engine's frontends: those of a consumer take images as states, which any client could
+send, and bad ones end the engine. Its scheduler is a consumer's (qm_vllm_patches)."""
 SCHEDULER = "qm_vllm_patches.scheduler.make_scheduler"
 MIDDLEWARE = ("qm_vllm.http_options.RefuseBadOptions", "qm_vllm.http_reports.AddReports")
 
@@ -30,14 +33,14 @@ def engine_args(
     transfer: dict[str, Any] = {
         "kv_connector": CONNECTOR_NAME,
         "kv_connector_module_path": CONNECTOR_MODULE,
-        "kv_role": "kv_consumer",
+        "kv_role": ROLE,
         "kv_load_failure_policy": "fail",
         "kv_connector_extra_config": {REPORT_KEY: (config or QuickMergeConfig()).to_dict()},
     }
     if others:
         transfer = {
             "kv_connector": "MultiConnector",
-            "kv_role": "kv_both",
+            "kv_role": ROLE,
             "kv_load_failure_policy": "fail",
             "kv_connector_extra_config": {"connectors": [transfer, *map(dict, others)]},
         }

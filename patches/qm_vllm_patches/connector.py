@@ -93,18 +93,22 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
     """Key of the report in a request's ``kv_transfer_params``."""
     STATS: type[StatsBase]
     PROM_METRICS: type[PromMetricsBase]
+    shadows: Shadows | None = None
+    company: Company | None = None
 
     def __init__(
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        self.shadows: Shadows | None = None
-        self.company: Company | None = None
         self.store: BlockStore | None = None
         self._own_sampling = has_processors(vllm_config)
         self._by_priority = vllm_config.scheduler_config.policy == "priority"
         settings, cache = read_settings(vllm_config), read_cache(kv_cache_config)
         if role == KVConnectorRole.SCHEDULER:
+            # What a consumer is for the scheduler, which then lets no block go while a step may
+            # still write into it. Not for the frontend: that of a consumer takes images as states,
+            # which any client could send, and bad ones end the engine.
+            vllm_config.kv_transfer_config.kv_role = "kv_consumer"
             self.scheduler_side = self.make_scheduler_side(settings, cache)
         else:
             self.worker_side = self.make_worker_side(settings, cache)

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from qm_vllm_patches.settings import connector_options
+
 Refusal = Callable[[dict[str, Any], Any, int, int, int], "str | None"]
 """``refusal(options, extra_args, tokens, max_tokens, max_model_len)``: why a prompt that is longer
 than the model's length cannot be served, or None."""
@@ -74,8 +76,7 @@ def admit_long_prompts(
 
 def options_of(config: Any, key: str) -> dict[str, Any] | None:
     """The plug-in's options of an engine; None where it runs without the plug-in."""
-    transfer = config.kv_transfer_config
-    options = None if transfer is None else transfer.kv_connector_extra_config.get(key)
+    options = connector_options(config.kv_transfer_config).get(key)
     return None if options is None else dict(options)
 
 

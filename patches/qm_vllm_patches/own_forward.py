@@ -71,7 +71,7 @@ def run_model(
     """
     config, count = runner.vllm_config, ids.shape[0]
     if config.model_config.uses_mrope:
-        positions = positions.expand(3, -1).contiguous()
+        positions = positions.expand(config.model_config.mrope_num_dims, -1).contiguous()
     if config.lora_config is not None:  # its layers ask whose adapter each row has: nobody's
         runner._set_active_loras((0,) * count, (0,) * count, set())
     with forward_context(runner, count, metadata, slots):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qm_vllm_patches import first_token
+from qm_vllm_patches.media import EMBEDDINGS, Medium, media_of
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -28,6 +29,7 @@ class Arrival:
             that of all such requests.
         priority: the lower, the earlier; 0 where the engine does not schedule by it.
         schema: JSON schema of its answer, as text or read; None: it may be anything.
+        media: images, audio and video in its prompt.
     """
 
     request_id: str
@@ -37,7 +39,6 @@ class Arrival:
     salt: str | None
     generates: bool
     has_embeddings: bool
-    multimodal: bool
     resumable: bool
     lora: str | None
     prompt_logprobs: bool
@@ -48,14 +49,20 @@ class Arrival:
     priority: int = 0
     schema: str | dict[str, Any] | None = None
     max_tokens: int = 1
+    media: tuple[Medium, ...] = ()
 
 
 class RequestHandle:
-    """Edits one waiting request that holds no blocks."""
+    """Edits one waiting request that holds no blocks.
+
+    Attributes:
+        media: the images, audio and video that the request came with, as vLLM has them.
+    """
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.company: Company | None = None
+        self.media: list[Any] = request.mm_features
 
     @property
     def request_id(self) -> str:
@@ -81,7 +88,9 @@ class RequestHandle:
         return 0 if self.company is None else self.company.elsewhere(self.request, computed)
 
     def resize(self, token_ids: Sequence[int], salt: str | None) -> None:
-        """Replace the prompt.
+        """Replace the prompt by one whose KV is brought, without images, audio and video.
+
+        vLLM would look for these where they were, and encode them again.
 
         Args:
             token_ids: the new prompt (the kept ids, order kept).
@@ -90,6 +99,17 @@ class RequestHandle:
         Raises:
             RuntimeError: the request has already started.
         """
+        self._replace(token_ids, salt, [])
+
+    def restore(self, token_ids: Sequence[int], salt: str | None) -> None:
+        """Replace the prompt by the one that came, with all that it had.
+
+        Raises:
+            RuntimeError: the request has already started.
+        """
+        self._replace(token_ids, salt, self.media)
+
+    def _replace(self, token_ids: Sequence[int], salt: str | None, media: list[Any]) -> None:
         request = self.request
         if self.started:
             raise RuntimeError(f"request {request.request_id} has started; it cannot be resized")
@@ -98,6 +118,7 @@ class RequestHandle:
         # In place: a read-only view wraps this list.
         request._all_token_ids[:] = token_ids
         request.num_prompt_tokens = len(token_ids)
+        request.mm_features = media
         self.resalt(salt)
 
     def may_begin_with(self, token: int) -> bool:
@@ -136,6 +157,7 @@ def arrival(
     """
     params, ids = request.sampling_params, request.prompt_token_ids
     first = not own_sampling and first_token.can_be_given(params)
+    media = media_of(request)
     return Arrival(
         request_id=request.request_id,
         tokens=request.num_prompt_tokens,
@@ -143,8 +165,10 @@ def arrival(
         extra_args=None if params is None else params.extra_args,
         salt=request.cache_salt,
         generates=params is not None,
-        has_embeddings=ids is None or request.prompt_embeds is not None,
-        multimodal=bool(request.mm_features),
+        has_embeddings=(
+            ids is None or request.prompt_embeds is not None
+            or any(one.kind == EMBEDDINGS for one in media)
+        ),
         resumable=bool(request.resumable),
         lora=None if request.lora_request is None else request.lora_request.lora_name,
         prompt_logprobs=params is not None and params.prompt_logprobs is not None,
@@ -155,6 +179,7 @@ def arrival(
         first_shared=first and params is not None and first_token.is_the_same_for_all(params),
         priority=request.priority if by_priority else 0,
         schema=getattr(params and params.structured_outputs, "json", None),
+        media=media,
     )
 
 
@@ -177,7 +202,7 @@ def self_check(kept: Sequence[int] = (0, 2, 3, 7)) -> str | None:
     resized, restored = build(list(source)), build(list(source))
     RequestHandle(resized).resize(chosen, None)
     RequestHandle(restored).resize(chosen, "salt")
-    RequestHandle(restored).resize(source, None)
+    RequestHandle(restored).restore(source, None)
     begun = build(list(source))
     RequestHandle(begun).resize(chosen, None)
     RequestHandle(begun).begin_with(7)

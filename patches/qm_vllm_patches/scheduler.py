@@ -43,8 +43,8 @@ class ShadowStep:
 class Shadows:
     """The live shadows of one engine, by their ids.
 
-    A shadow is an ordinary request for one token with the ids, salt, adapter, priority and time of
-    arrival of the request that it stands for. vLLM prefills it as any other.
+    A shadow is an ordinary request for one token with the ids, media, salt, adapter, priority and
+    time of arrival of the request that it stands for. vLLM prefills it as any other.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -77,7 +77,7 @@ class Shadows:
             shadow, list(token_ids), params, None,
             client_index=model.client_index, arrival_time=model.arrival_time,
             lora_request=model.lora_request, cache_salt=salt, priority=model.priority,
-            block_hasher=model._block_hasher,
+            block_hasher=model._block_hasher, mm_features=handle.media,
         )
         self.live[shadow], self.limits[shadow] = request, max(0, len(token_ids) - last)
         self.scheduler.add_request(request)
@@ -260,5 +260,9 @@ class AsyncShadowScheduler(ShadowScheduler, AsyncScheduler):  # type: ignore[mis
 
 def make_scheduler(*args: Any, **kwargs: Any) -> Any:
     """The scheduler of an engine: what vLLM would make, with shadows (``scheduler_cls``)."""
-    ahead = kwargs["vllm_config"].scheduler_config.async_scheduling
+    config = kwargs["vllm_config"]
+    if config.kv_transfer_config.kv_connector == "MultiConnector":
+        # As our connector alone says of itself (connector.py): no block goes while a step writes.
+        config.kv_transfer_config.kv_role = "kv_both"
+    ahead = config.scheduler_config.async_scheduling
     return (AsyncShadowScheduler if ahead else SyncShadowScheduler)(*args, **kwargs)

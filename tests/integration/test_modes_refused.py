@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -64,14 +65,43 @@ def test_fp8_kv_cache_needs_avx512_on_a_cpu(tiny_models):
         cleanup_dist_env_and_memory(shutdown_ray=False)
 
 
-def test_images_and_sound_leave_a_prompt_alone():
+@pytest.mark.parametrize(("changes", "options", "words"), [
+    ({}, {"delivery": "inject"}, 'delivery="inject" sees no more than the ids'),
+    ({}, {"delivery": "prefill"}, 'delivery="prefill" sees no more than the ids'),
+    ({}, {"delivery": "auto", "positions": "compact"}, "positions='compact' needs"),
+    ({"offset": 480}, {"delivery": "native"}, "put text behind them"),
+    ({"data": {"address": 7}}, {"delivery": "native"}, 'use mm_processor_cache_type="lru"'),
+    ({"modality": "prompt_embeds"}, {"delivery": "native"}, "embeddings instead of token ids"),
+])
+def test_pictures_that_cannot_be_compressed_leave_a_prompt_alone(changes, options, words):
+    with pytest.raises(Untouched, match=re.escape(words)):
+        plan_request(pictured(**changes), QuickMergeConfig(**options), facts(), Room())
+
+
+def test_what_a_picture_shows_is_part_of_a_jobs_key():
+    """And its id, which is a special one, is not kept for that."""
+    config, known = QuickMergeConfig(delivery="native"), facts(special_ids=frozenset({5, 6}))
+    plans = [
+        plan_request(pictured(**one), config, known, Room())
+        for one in ({}, {}, {"identifier": "other"}, {"offset": 101})
+    ]
+    keys = [plan.spec.key for plan in plans]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+    assert set(plans[0].spec.special_positions).isdisjoint(range(100, 120))
+
+
+def pictured(offset=100, identifier="one", modality="image", data=None):
+    """A request with one picture of 20 tokens."""
     from vllm import SamplingParams
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
     from vllm.v1.request import Request
 
-    request = Request("r", IDS, SamplingParams(max_tokens=1), None, mm_features=[object()])
-    with pytest.raises(Untouched, match="images, audio or video") as why:
-        plan_request(arrival(request), QuickMergeConfig(), facts(), Room())
-    assert why.value.kind == "multimodal"
+    ids = [*IDS[:offset], *[5] * 20, *IDS[offset + 20 :]]
+    feature = MultiModalFeatureSpec(data, modality, identifier, PlaceholderRange(offset, 20))
+    return arrival(Request(
+        "r", ids, SamplingParams(max_tokens=4), None, mm_features=[feature]
+    ))
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def arrival(count: int, max_tokens: int = 16, **options: object) -> Arrival:
     ids = list(range(3, 3 + count))
     return Arrival(
         request_id="r", tokens=count, token_ids=ids, extra_args=request_args(**options),
-        salt=None, generates=True, has_embeddings=False, multimodal=False, resumable=False,
+        salt=None, generates=True, has_embeddings=False, resumable=False,
         lora=None, prompt_logprobs=False, handle=Handle(list(ids)), max_tokens=max_tokens,
     )
 

@@ -62,6 +62,7 @@ def test_keys_turned_back_are_those_of_earlier_positions(width, halves, factor, 
     keys = rotated(rows, positions, width, halves=halves, factor=factor).float()
     want = rotated(rows, [p - by for p in positions], width, halves=halves, factor=factor)
     assert torch.allclose(turn.back(keys, by).double(), want, atol=2e-3)
+    assert torch.allclose(turn.back(want.float(), -by).double(), keys.double(), atol=2e-3)
 
 
 def test_what_positions_do_to_rows_is_told_apart():
@@ -78,8 +79,9 @@ def test_what_positions_do_to_rows_is_told_apart():
 
 
 def test_a_turn_beyond_the_table_is_an_error():
-    with pytest.raises(ValueError, match="turned back by 4096"):
-        Turn(table(32), 32, True).back(torch.randn(1, 1, 32), 4096)
+    for by in (4096, -4096):
+        with pytest.raises(ValueError, match=f"turned back by {by}"):
+            Turn(table(32), 32, True).back(torch.randn(1, 1, 32), by)
 
 
 @given(

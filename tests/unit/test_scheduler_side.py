@@ -34,6 +34,8 @@ class Handle:
         assert not self.started
         self.ids, self.salt = list(token_ids), salt
 
+    restore = resize
+
     def resalt(self, salt) -> None:
         self.salt = salt
 
@@ -81,7 +83,7 @@ class Engine:
         handle = self.handles[name] = Handle(list(ids), salt, skips_cache)
         self.side.arrived(Arrival(
             name, len(ids), list(ids), request_args(**options), salt, generates=True,
-            has_embeddings=False, multimodal=False, resumable=False, lora=None,
+            has_embeddings=False, resumable=False, lora=None,
             prompt_logprobs=False, handle=handle,
         ))
         return handle

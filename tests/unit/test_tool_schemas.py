@@ -86,7 +86,7 @@ def test_marks_that_are_special_without_being_named_are_marks(name, tags):
 def plan_of(name, tags, messages, tools, **options):
     _, chat, ids = prompt(name, tags, messages, tools)
     arrival = Arrival(
-        "r", len(ids), ids, {}, None, generates=True, has_embeddings=False, multimodal=False,
+        "r", len(ids), ids, {}, None, generates=True, has_embeddings=False,
         resumable=False, lora=None, prompt_logprobs=False, handle=type("H", (), {
             "skips_cache": False})(),
     )

@@ -320,7 +320,7 @@ def notes_of(messages, **options):
     ids = tokenizer.encode(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
     engine = facts(chat=ChatTurns(tokenizer))
     arrival = Arrival(
-        "r", len(ids), ids, None, None, generates=True, has_embeddings=False, multimodal=False,
+        "r", len(ids), ids, None, None, generates=True, has_embeddings=False,
         resumable=False, lora=None, prompt_logprobs=False, handle=Handle,
     )
     config = QuickMergeConfig(delivery="inject", **options)

@@ -122,7 +122,7 @@ class Scheduler:
         request = Asked(ids, name=name, wanted=wanted)
         self.side.arrived(Arrival(
             name, length, list(ids), request_args(**options), None, generates=True,
-            has_embeddings=False, multimodal=False, resumable=False, lora=None,
+            has_embeddings=False, resumable=False, lora=None,
             prompt_logprobs=False, handle=request, first=wanted > 1,
             first_shared=wanted > 1 and self.random.random() < 0.7,
         ))

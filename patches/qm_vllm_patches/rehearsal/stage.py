@@ -118,7 +118,6 @@ class RehearsalConnector(ConnectorBase):
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super(ConnectorBase, self).__init__(vllm_config, role, kv_cache_config)
-        self.shadows = None
         self._own_sampling = self._by_priority = False
         self.scheduler_side: Any = Listener()
         self.worker_side: Any = Worker()

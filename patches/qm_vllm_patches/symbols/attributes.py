@@ -16,6 +16,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "FINISHED_ABORTED", "FINISHED_ERROR", "RUNNING", "WAITING_FOR_REMOTE_KVS",
     ),
     "LoRARequest": ("lora_name",),
+    "MultiModalFeatureSpec": ("data", "identifier", "mm_position", "modality"),
+    "PlaceholderRange": ("extract_embeds_range",),
     "Scheduler": (
         "_get_local_prefix_cache_hit", "add_request", "connector", "finish_requests",
         "get_request_counts", "has_requests", "kv_cache_manager", "make_stats", "requests",
@@ -74,7 +76,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "ModelConfig": (
         "architecture", "dtype", "get_head_size", "get_hidden_size", "get_num_attention_heads",
         "get_num_kv_heads", "get_num_layers", "hf_text_config", "is_moe", "logits_processors",
-        "max_model_len", "model", "quantization", "revision", "runner_type",
+        "max_model_len", "model", "mrope_num_dims", "quantization", "revision", "runner_type",
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
     "SchedulerConfig": (
@@ -90,7 +92,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "block_size", "cache_dtype", "enable_prefix_caching", "kv_cache_memory_bytes",
         "num_gpu_blocks",
     ),
-    "KVTransferConfig": ("kv_connector", "kv_connector_extra_config"),
+    "KVTransferConfig": ("kv_connector", "kv_connector_extra_config", "kv_role"),
     "KVCacheGroupSpec": ("kv_cache_spec", "layer_names"),
     "KVCacheSpec": ("block_size", "page_size_bytes"),
     "Worker": (
@@ -99,8 +101,12 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "ModelRunner": (
         "_bookkeeping_sync", "_sample", "_set_active_loras", "discard_request_mask", "get_model",
-        "input_batch", "prepare_inputs", "vllm_config",
+        "input_batch", "model_state", "prepare_inputs", "req_states", "requests", "vllm_config",
     ),
+    "CachedRequestState": ("mrope_positions",),
+    "RequestStates": ("req_id_to_index",),
+    "ModelState": ("rope_state",),
+    "RopeState": ("prefill_delta",),
     "InputBatch": ("generators", "num_reqs", "req_ids"),
     "CpuGpuBuffer": ("np",),
     "Attention": (

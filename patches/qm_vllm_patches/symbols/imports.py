@@ -24,13 +24,14 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
         "connector.py, own_forward.py, worker_steps.py",
     ),
     "vllm.model_executor.layers.attention": (("Attention",), "attention_layers.py"),
+    "vllm.multimodal.inputs": (("MultiModalFeatureSpec", "PlaceholderRange"), "media.py"),
     "vllm.sampling_params": (
         ("SamplingParams",), "requests.py, first_token.py, held_request.py",
     ),
     "vllm.v1.request": (
         ("Request", "RequestStatus"),
         "requests.py, company.py, connector.py, scheduler.py, first_token.py, true_figures.py, "
-        "held_request.py",
+        "held_request.py, media.py",
     ),
     "vllm.v1.core.block_pool": (("BlockPool",), "block_pool.py, connector.py"),
     "vllm.v1.core.kv_cache_utils": (("KVCacheBlock",), "block_pool.py"),

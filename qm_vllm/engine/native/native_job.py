@@ -1,9 +1,10 @@
 """One prompt that vLLM prefills itself: its last queries are kept, then N positions become K.
 
 In the step of the prompt's last token its keys and values are all in the paged cache. The queries
-say which tokens stay, these are copied into the job's own blocks with their keys turned back by
-N - K positions, and a request finds them there as it finds any prefix. A hint is read behind the
-prompt, and its queries look, too: then the choice is made in the step of the hint's last token.
+say which tokens stay, these are copied into the job's own blocks with their keys turned so that the
+prompt's last position is K - 1, and a request finds them there as it finds any prefix. A hint is
+read behind the prompt, and its queries look, too: then the choice is made in the step of the hint's
+last token.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class NativeJob:
         first: position of the first query that is kept.
         watched: names of the layers whose queries are kept. scored: those of them that say which
             tokens stay.
+        last: position of the prompt's last token: N - 1, or less if its images take fewer positions
+            than they have tokens.
         problem: what went wrong while the prompt was looked at.
     """
 
@@ -60,6 +63,7 @@ class NativeJob:
         self.spec, self.layers, self.cache, self.device = spec, layers, cache, device
         self.windows = windows
         self.first = spec.rows - spec.window
+        self.last = len(spec.token_ids) - 1
         self.queries: dict[str, torch.Tensor] = {}
         self._seen: dict[str, int] = {}
         self.problem: str | None = None
@@ -240,9 +244,12 @@ class NativeJob:
     def _write(
         self, one: NativeLayer, keys: torch.Tensor, values: torch.Tensor, k: int, first: int = 0
     ) -> None:
-        """Put a layer's rows at the positions ``[first, K - 1)``, keys turned back by N - K."""
+        """Put a layer's rows at the positions ``[first, K - 1)``, keys as far from the last.
+
+        That is as far on every axis along which a model with images counts, so the turn is one.
+        """
         size, group = self.cache.block_size, one.layer.group
-        keys = one.back(keys, len(self.spec.token_ids) - k)
+        keys = one.back(keys, self.last + 1 - k)
         offset = first_block(k, self.windows[group], size) * size
         slots = slots_of(self._own[group], size, first - offset, k - 1 - offset)
         self.cache.write(one.layer.module, keys.contiguous(), values.contiguous(), slots)

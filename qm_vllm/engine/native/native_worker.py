@@ -14,6 +14,7 @@ from qm_vllm.engine.native.native_job import NativeJob
 from qm_vllm_patches.attention_layers import StepRows, watch
 from qm_vllm_patches.kv_cache import PagedCache
 from qm_vllm_patches.log import get_logger
+from qm_vllm_patches.positions import Positions
 from qm_vllm_patches.settings import CacheFacts
 
 logger = get_logger(__name__)
@@ -34,6 +35,7 @@ class NativeWorker:
         self.cache: PagedCache | None = None
         self.device = torch.device("cpu")
         self._rows: StepRows | None = None
+        self._positions: Positions | None = None
         self._now: list[Progress] = []
         self._due: list[Progress] = []
         self._first: dict[str, int] | None = None
@@ -55,7 +57,7 @@ class NativeWorker:
 
         try:
             together(look)  # a job needs all ranks
-            self._rows = StepRows(runner)
+            self._rows, self._positions = StepRows(runner), Positions(runner)
             watch([one.layer for one in self.layers if one.window is None], self._see)
             self.problem = None
         except (CannotDeliver, OtherRankFailed) as error:
@@ -97,8 +99,16 @@ class NativeWorker:
 
     def finish(self) -> None:
         """After the step's forward: the prompts and hints that it completed are due."""
-        self._due += [one for one in self._now if one.blocks]
-        self._now = []
+        due, self._now = [one for one in self._now if one.blocks], []
+        self._due += due
+        for one in due:
+            job = self.jobs[one.job]
+            try:
+                assert self._positions is not None
+                job.last = self._positions.last(one.shadow, len(job.spec.token_ids))
+            except Exception as error:
+                logger.exception("qm_vllm: looking for a prompt's last position failed")
+                job.problem = f"{type(error).__name__}: {error}"
 
     def compact(self) -> dict[int, JobResult]:
         """Before the next step's forward: results of the prompts that are due, by job.

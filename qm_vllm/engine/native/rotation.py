@@ -39,16 +39,20 @@ class Turn:
     def back(self, keys: Tensor, by: int) -> Tensor:
         """Keys [R, KVH, D] turned back by so many positions; the others' dtype and device.
 
+        Args:
+            by: less than 0: turned on by so many.
+
         Raises:
             ValueError: the table has no such position.
         """
-        if not 0 <= by < self.table.shape[0]:
+        if abs(by) >= self.table.shape[0]:
             raise ValueError(f"keys cannot be turned back by {by} of {self.table.shape[0]}")
         if by == 0:
             return keys
         factor = self.table[0, : self.width // 2]
-        row = self.table[by] / torch.cat((factor, factor))
+        row = self.table[abs(by)] / torch.cat((factor, factor))
         cos, sin = upload(row, keys.device).chunk(2)
+        sin = sin if by > 0 else -sin
         part = keys[..., : self.width].float()
         if self.halves:
             one, other = part.chunk(2, -1)

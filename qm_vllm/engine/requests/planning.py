@@ -16,6 +16,7 @@ from qm_vllm.engine.requests.chat_turns import places
 from qm_vllm.engine.requests.demands import Room, demand_of, must_fit
 from qm_vllm.engine.requests.job_board import Demand
 from qm_vllm.engine.requests.long_prompts import fitted
+from qm_vllm.engine.requests.media_rules import refuse_media, without_media
 from qm_vllm.engine.requests.schema_names import resolve_hint
 from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm.layers import resolve_layers
@@ -138,7 +139,6 @@ def _refuse(arrival: Arrival, config: QuickMergeConfig, room: Room) -> None:
     for present, kind, reason in (
         (arrival.has_embeddings, "embeddings",
          "the prompt has embeddings instead of token ids"),
-        (arrival.multimodal, "multimodal", "the prompt has images, audio or video"),
         (arrival.resumable, "streaming_input", "streaming input sessions are not supported"),
         (arrival.lora is not None and config.delivery != "native", "lora",
          'LoRA requests need delivery="native"'),
@@ -152,6 +152,7 @@ def _refuse(arrival: Arrival, config: QuickMergeConfig, room: Room) -> None:
     ):
         if present:
             raise Untouched(kind, reason)
+    refuse_media(arrival, config.delivery)
 
 
 def _delivery(
@@ -169,11 +170,12 @@ def _delivery(
     tokens = arrival.tokens
     if tokens >= facts.max_model_len:  # vLLM cannot read it
         return "inject"
-    inject = facts.no_inject is None and room.no_inject is None and arrival.lora is None
+    plain = arrival.lora is None and not arrival.media
+    inject = facts.no_inject is None and room.no_inject is None and plain
     native = not (facts.no_native or room.no_native) and needs(config) == {"attention"}
     native &= config.positions == "source" and config.max_error is None
     if not native:
-        return "inject" if arrival.lora is None else "native"  # whose reason is the one to read
+        return "inject" if plain else "native"  # whose reason is the one to read
     shared = facts.prefix_caching and tokens >= NATIVE_FROM and not arrival.one_token
     if inject and tokens >= facts.encode_from and not shared:
         return "inject"
@@ -234,13 +236,15 @@ def _spec(
     config, beside = beside_budget(config, schemas, len(ids))
     turns = tuple(kept_turns(config, chat, len(ids), beside))
     special = places(ids, facts.special_ids) if config.protect_special else []
+    special = without_media(special, arrival.media)
     protected = protected_positions(
         config, len(ids), special=special, ranges=[(start, stop) for _, start, stop in turns]
     )
     digest = hashlib.sha256(array("q", ids).tobytes())
     layers = (depth, *score_layers, block_size)
     for part in (
-        config.fingerprint(), facts.model_key, repr(layers), repr(arrival.salt), repr(arrival.lora)
+        config.fingerprint(), facts.model_key, repr(layers), repr(arrival.salt), repr(arrival.lora),
+        repr(arrival.media),
     ):
         digest.update(part.encode())
     if arrival.handle.skips_cache:  # its blocks are for itself alone

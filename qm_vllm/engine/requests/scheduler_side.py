@@ -27,7 +27,7 @@ from qm_vllm.engine.requests.report import report_of
 from qm_vllm.engine.requests.starting import told, warn
 from qm_vllm.engine.requests.tally import Tally
 from qm_vllm.engine.requests.telling import Telling
-from qm_vllm.engine.requests.tracked import Tracked, chained_salt
+from qm_vllm.engine.requests.tracked import Tracked
 from qm_vllm.engine.untouched import Untouched
 from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.requests import Arrival
@@ -191,9 +191,8 @@ class SchedulerSide:
         if tracked.pending:
             self._leave(tracked, "failed", f"the compression failed: {error}")
             return
-        # Already resized (a redo after preemption failed): vLLM prefills the kept ids.
-        tracked.notes.append(f"KV was recomputed from the kept ids: {error}")
-        arrival.handle.resalt(chained_salt(arrival.salt, arrival.request_id))
+        if not tracked.recompute(error):  # as after a preemption, if the job fails when done again
+            self.native.broken.append(arrival.request_id)
 
     # --- scheduling ------------------------------------------------------------------------
     def matched_tokens(self, request_id: str, computed: int) -> int | None:
@@ -296,5 +295,5 @@ class SchedulerSide:
         for tracked in [one for one in self.tracked.values() if one.undelivered]:
             assert tracked.plan is not None
             tracked.outcome, tracked.details, tracked.cached = None, None, False
-            tracked.arrival.handle.resize(tracked.plan.spec.token_ids, tracked.arrival.salt)
+            tracked.arrival.handle.restore(tracked.plan.spec.token_ids, tracked.arrival.salt)
             self._wait(tracked)

@@ -64,6 +64,30 @@ class Tracked:
             return 0
         return len(self.outcome.kept) - 1 - computed
 
+    def recompute(self, error: str) -> bool:
+        """It was resized, and its KV cannot be brought: let vLLM compute it.
+
+        From the kept ids; where these stand for images, from the whole prompt, as long as the
+        request has not started.
+
+        Args:
+            error: why.
+
+        Returns:
+            Whether it can go on.
+        """
+        arrival, handle = self.arrival, self.arrival.handle
+        if not arrival.media:
+            self.notes.append(f"KV was recomputed from the kept ids: {error}")
+            handle.resalt(chained_salt(arrival.salt, arrival.request_id))
+            return True
+        if handle.started:
+            return False
+        assert self.plan is not None
+        handle.restore([*self.plan.spec.token_ids, *self.begun], arrival.salt)
+        self.outcome, self.reason = None, f"its result could not be delivered: {error}"
+        return True
+
     def salt(self) -> str | None:
         """Of the blocks of the shrunk prompt: injected KV is bound to its job, not to the ids."""
         if self.prefills:
