@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -342,36 +341,6 @@ def test_a_prompt_whose_job_does_not_fit_passes_untouched_and_says_why():
     engine.side.facts = replace(engine.side.facts, max_model_len=8192)
     engine.add("many", list(range(7000)))
     assert "KV blocks" in engine.side.finished("many", 20)["reason"]
-
-
-@pytest.mark.parametrize(("changes", "options", "warned"), [
-    ({"no_inject": "OPT has no adapter"}, {"delivery": "inject"}, True),
-    ({"no_native": "recurrent"}, {"delivery": "native"}, True),
-    ({"no_inject": "OPT has no adapter", "no_native": "recurrent"}, {}, True),
-    ({"no_inject": "OPT has no adapter"}, {}, False),
-    ({"no_inject": "OPT has no adapter"}, {"delivery": "prefill"}, False),
-    ({"no_inject": "OPT has no adapter"}, {"enabled": False}, False),
-    ({}, {}, False),
-])
-def test_an_engine_whose_requests_all_pass_says_so_once(
-    caplog, monkeypatch, changes, options, warned
-):
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    with caplog.at_level(logging.WARNING):
-        engine = Engine(QuickMergeConfig(**options), **changes)
-        for name in "ab":
-            engine.add(name)
-    # One that passes two loggers with handlers (once vLLM was imported) is there twice.
-    lines = {id(record) for record in caplog.records if "untouched" in record.getMessage()}
-    assert len(lines) == int(warned)
-
-
-def test_a_worker_that_cannot_run_the_layers_is_told_at_start(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    engine = Engine()
-    with caplog.at_level(logging.WARNING):
-        engine.side.workers_started([WorkerStart(1 << 30, "layer 3 uses a sliding window")])
-    assert "layer 3 uses a sliding window" in caplog.text
 
 
 @pytest.mark.parametrize("options", [

@@ -1,0 +1,41 @@
+"""What an engine says of the plug-in when it starts."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from qm_vllm import QuickMergeConfig
+from qm_vllm.engine.messages import WorkerStart
+from tests.unit.test_scheduler_side import Engine
+
+
+@pytest.mark.parametrize(("changes", "options", "warned"), [
+    ({"no_inject": "OPT has no adapter"}, {"delivery": "inject"}, True),
+    ({"no_native": "recurrent"}, {"delivery": "native"}, True),
+    ({"no_inject": "OPT has no adapter", "no_native": "recurrent"}, {}, True),
+    ({"no_inject": "OPT has no adapter"}, {}, False),
+    ({"no_inject": "OPT has no adapter"}, {"delivery": "prefill"}, False),
+    ({"no_inject": "OPT has no adapter"}, {"enabled": False}, False),
+    ({}, {}, False),
+])
+def test_an_engine_whose_requests_all_pass_says_so_once(
+    caplog, monkeypatch, changes, options, warned
+):
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        engine = Engine(QuickMergeConfig(**options), **changes)
+        for name in "ab":
+            engine.add(name)
+    # One that passes two loggers with handlers (once vLLM was imported) is there twice.
+    lines = {id(record) for record in caplog.records if "untouched" in record.getMessage()}
+    assert len(lines) == int(warned)
+
+
+def test_a_worker_that_cannot_run_the_layers_is_told_at_start(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    engine = Engine()
+    with caplog.at_level(logging.WARNING):
+        engine.side.workers_started([WorkerStart(1 << 30, "layer 3 uses a sliding window")])
+    assert "layer 3 uses a sliding window" in caplog.text
