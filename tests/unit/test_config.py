@@ -167,8 +167,9 @@ def test_effective_saliency():
 
 def test_fingerprint_changes_with_what_is_kept_only():
     base = QuickMergeConfig()
-    for name in ("enabled", "min_tokens", "max_live_jobs", "memo_bytes", "job_memory_share"):
-        value = {"enabled": False, "job_memory_share": 0.1}.get(name, 77)
+    for name in ("enabled", "min_tokens", "max_live_jobs", "memo_bytes", "job_memory_share",
+                 "strict_version"):
+        value = {"enabled": False, "job_memory_share": 0.1, "strict_version": True}.get(name, 77)
         assert QuickMergeConfig(**{name: value}).fingerprint() == base.fingerprint()
     for values in ({"ratio": 0.3}, {"merge": "mean"}, {"epsilon": 0.5}, {"positions": "compact"}):
         assert QuickMergeConfig(**values).fingerprint() != base.fingerprint()

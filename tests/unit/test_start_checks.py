@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from qm_vllm_patches import checks, symbols
+from qm_vllm_patches.settings import CacheFacts
+from tests.settings import facts, settings
 
 
 def test_the_installed_vllm_fits():
@@ -139,3 +141,16 @@ def test_what_is_overridden_takes_all_that_vllm_passes():
     for name in own:
         theirs = inspect.signature(getattr(Scheduler, name)).parameters
         inspect.signature(getattr(ShadowScheduler, name)).bind(*theirs)
+
+
+def test_the_option_of_an_engine_decides_on_newer_versions(monkeypatch):
+    from qm_vllm.engine import connector
+
+    asked = []
+    monkeypatch.setattr(checks, "require", lambda *, strict: asked.append(strict))
+    monkeypatch.setattr(connector, "read_facts", lambda settings, cache: facts())
+    for strict in (False, True):
+        options = {"quickmerge": {"strict_version": strict}}
+        made = object.__new__(connector.QuickMergeConnector)
+        made.make_scheduler_side(settings(options=options), CacheFacts(1, 1))
+    assert asked == [False, True]
