@@ -50,7 +50,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         **EXPERTS, "decoder_sparse_step": 1, "norm_topk_prob": True,
         "shared_expert_intermediate_size": 64,
     }),
-    "olmoe": ("Olmoe", {**EXPERTS, "norm_topk_prob": True}),
+    "olmoe": ("Olmoe", {**EXPERTS, "norm_topk_prob": False}),
     "glm-4-moe": ("Glm4Moe", {
         "head_dim": 32, "moe_intermediate_size": 64, "n_routed_experts": 4,
         "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
@@ -60,6 +60,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "moe_num_shared_experts": 1, "moe_layer_start_index": 1,
     }),
     "olmo-2": ("Olmo2", {}),
+    "olmo-3": ("Olmo3", {"sliding_window": 64, "layer_types": SLIDING}),
+    "starcoder2": ("Starcoder2", {"sliding_window": None}),
+    "seed-oss": ("SeedOss", {"head_dim": 32}),
+    "glm": ("Glm", {"head_dim": 32}),
+    "phi": ("Phi", {}),
     "granite": ("Granite", {"attention_multiplier": 0.18, "logits_scaling": 2.0}),
     "smollm3": ("SmolLM3", {}),
     "gemma-2": (
@@ -75,8 +80,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 NATIVE_ONLY: dict[str, str] = {
     "mistral sliding": "sliding window",
-    "olmo-2": "has no adapter",
-    "smollm3": "has no adapter",
+    "olmo-3": "2 KV-cache groups",
     "gemma-2": "has no adapter",
     "gemma-3": "sliding-window layers",
 }

@@ -52,8 +52,8 @@ class AttentionShape:
 
 
 Run = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
-"""``run(positions, states)`` of rows [T, D]: two parts whose sum are the states behind the layer, or
-these states and None. The rows that it is given may be written over."""
+"""``run(positions, states)`` of rows [T, D]: two parts whose sum are the states behind the layer,
+or these states and None. The rows that it is given may be written over."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,11 @@ class LayerView:
     Attributes:
         block: holds the attention layer and its rotary embedding; both are replaced for the moment
             of a dense pass (:meth:`borrowed`).
-        module, rotary: these two, as vLLM made them.
+        module, rotary: these two, as vLLM made them. A layer that positions do not turn has no
+            rotary embedding.
         fused: modules that answer with the given forward for that moment.
+        late: the block leaves queries and keys unturned; the rotary embedding is for whoever
+            answers for its attention.
     """
 
     run: Run
@@ -73,6 +76,7 @@ class LayerView:
     module: Any
     rotary: Any
     fused: list[tuple[Any, Callable[..., Any]]] = field(default_factory=list)
+    late: bool = False
 
     @property
     def sliding_window(self) -> int | None:
@@ -80,12 +84,15 @@ class LayerView:
         return self.attn.sliding_window
 
     @contextmanager
-    def borrowed(self, attn: nn.Module, rotary: nn.Module) -> Iterator[None]:
+    def borrowed(self, attn: nn.Module, rotary: nn.Module | None) -> Iterator[None]:
         """Let ``attn`` and ``rotary`` answer for the layer's own; restored on any exit."""
         modules = self.block._modules
-        own = modules["attn"], modules["rotary_emb"]
+        taps = {"attn": attn}
+        if not self.late and rotary is not None:
+            taps["rotary_emb"] = rotary
+        own = {name: modules[name] for name in taps}
         forwards = [getattr(module, FORWARD) for module, _ in self.fused]
-        modules["attn"], modules["rotary_emb"] = attn, rotary
+        modules.update(taps)
         for module, forward in self.fused:
             setattr(module, FORWARD, forward)
         try:
@@ -93,7 +100,7 @@ class LayerView:
         finally:
             for (module, _), forward in zip(self.fused, forwards, strict=True):
                 setattr(module, FORWARD, forward)
-            modules["attn"], modules["rotary_emb"] = own
+            modules.update(own)
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ class DecoderView:
 
 def sequential_view(
     model: Any, *, complete: bool = False, layers: str = "model.layers",
-    attention: str = "self_attn", embed: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    attention: str = "self_attn", multiplier: float = 1.0,
     sliding: bool = False, in_context: bool = False,
 ) -> DecoderView:
     """View of a model whose layers take positions and hidden states, one after the other.
@@ -121,8 +128,7 @@ def sequential_view(
             next layer adds up.
         layers: where they are. attention: where a layer has what holds its attention and rotary
             embedding.
-        embed: states [N, D] that enter the first layer, of ids int64 [N]; else the model's own
-            embedding.
+        multiplier: of the embeddings, where the model applies it outside of these.
         sliding: sliding-window layers are allowed (the prefill delivery alone can use them).
         in_context: as of :class:`DecoderView`.
 
@@ -133,7 +139,11 @@ def sequential_view(
         _layer_view(model, index, layer, complete=complete, attention=attention, sliding=sliding)
         for index, layer in enumerate(attrgetter(layers)(model))
     ]
-    return DecoderView(embed or model.embed_input_ids, views, in_context)
+    def embed(ids: torch.Tensor) -> torch.Tensor:
+        states: torch.Tensor = model.embed_input_ids(ids)
+        return states if multiplier == 1 else states * multiplier
+
+    return DecoderView(embed, views, in_context)
 
 
 def _layer_view(
@@ -148,6 +158,22 @@ def _layer_view(
             raise UnsupportedDecoder(
                 f"layer {index} of {type(model).__name__} has no {attention}.{part}"
             )
+    refuse_features(index, layer, block, sliding=sliding)
+    return LayerView(
+        _run(layer, complete), block, AttentionShape.of(block.attn), block.attn, block.rotary_emb,
+        fused_forwards(layer),
+    )
+
+
+def refuse_features(index: int, layer: Any, block: Any, *, sliding: bool = False) -> None:
+    """Say what the dense pass does not honour.
+
+    Args:
+        index: of the layer. block: holds its attention. sliding: windows are allowed.
+
+    Raises:
+        UnsupportedDecoder: the layer has such a feature.
+    """
     impl = block.attn.impl
     for feature, label in (
         ("alibi_slopes", "ALiBi"), ("sinks", "attention sinks"),
@@ -164,10 +190,6 @@ def _layer_view(
         raise UnsupportedDecoder("dual chunk attention is not supported")
     if getattr(layer, "ada_rms_norm_t_cond", None) is not None:
         raise UnsupportedDecoder("time-conditioned norms are not supported")
-    return LayerView(
-        _run(layer, complete), block, AttentionShape.of(block.attn), block.attn, block.rotary_emb,
-        fused_forwards(layer),
-    )
 
 
 def _run(layer: Any, complete: bool) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from qm_vllm_patches.log import get_logger
 
 logger = get_logger(__name__)
+
+TOKENS = 64
+"""Of a comparison: as many as a chunk's end and a few blocks need."""
 
 Forward = Callable[..., Any]
 
@@ -50,12 +53,12 @@ def forward_context(
     from vllm.forward_context import get_forward_context, set_forward_context
 
     config = runner.vllm_config
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(set_current_vllm_config(config))
-        stack.enter_context(set_forward_context(
+    with (
+        torch.inference_mode(), set_current_vllm_config(config),
+        set_forward_context(
             metadata, config, num_tokens=count, slot_mapping=slots or {}, skip_compiled=True
-        ))
+        ),
+    ):
         get_forward_context().all_moe_layers = None  # each says its own name: some may run alone
         yield
 
@@ -94,15 +97,13 @@ class OwnRows:
         found: keys and values [T, KVH, D] of each layer, by vLLM's name of it.
     """
 
-    TOKENS = 64
-
     def __init__(
         self, model: Any, runner: Any, modules: Sequence[Any], device: torch.device, blocks: int
     ) -> None:
         self.model, self.runner, self.modules, self.device = model, runner, modules, device
         self.blocks = blocks
         vocabulary = int(runner.vllm_config.model_config.get_vocab_size())
-        self.ids = [1 + i * (vocabulary - 2) // self.TOKENS for i in range(self.TOKENS)]
+        self.ids = [1 + i * (vocabulary - 2) // TOKENS for i in range(TOKENS)]
         self.found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.metadata: dict[str, Any] | None = None
         self.slots: dict[str, torch.Tensor] = {}
@@ -124,7 +125,7 @@ class OwnRows:
         """Metadata of one request, the slots of its rows, and how many blocks it takes."""
         from vllm.v1.attention.backend import CommonAttentionMetadata
 
-        count, size = self.TOKENS, int(group.kv_cache_spec.block_size)
+        count, size = TOKENS, int(group.kv_cache_spec.block_size)
         used = -(-count // size)
         if first + used > self.blocks:
             raise ValueError("the KV cache has fewer blocks than the check needs")
@@ -154,12 +155,12 @@ class OwnRows:
             logger.info("qm_vllm: torch's attention checks the model, because %r", error)
             self.metadata, self.slots = None, {}
         ids = torch.tensor(self.ids, dtype=torch.int32, device=self.device)
-        places = torch.arange(self.TOKENS, device=self.device)
+        places = torch.arange(TOKENS, device=self.device)
         with answering(self.modules, self._recorded):
             run_model(self.model, self.runner, ids, places, self.metadata, self.slots)
 
     def _recorded(self, module: Any, own: Forward) -> Forward:
-        count, heads, size = self.TOKENS, module.num_kv_heads, module.head_size
+        count, heads, size = TOKENS, module.num_kv_heads, module.head_size
 
         def forward(layer: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
             pair = (part[:count].detach().reshape(count, heads, size) for part in (key, value))
@@ -178,17 +179,16 @@ def _attend(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
     """Causal attention of rows [T, heads, D] within the layer's window."""
-    parts = [
-        part.reshape(part.shape[0], heads, module.head_size).transpose(0, 1)[None]
-        for part, heads in (
-            (query, module.num_heads), (key, module.num_kv_heads), (value, module.num_kv_heads)
-        )
-    ]
+    def heads(part: torch.Tensor, count: int) -> torch.Tensor:
+        return part.reshape(part.shape[0], count, module.head_size).transpose(0, 1)[None]
+
     rows = query.shape[0]
     seen = torch.ones(rows, rows, dtype=torch.bool, device=query.device).tril()
     if module.sliding_window is not None:
         seen = seen.triu(1 - module.sliding_window)
     out = F.scaled_dot_product_attention(
-        *parts, attn_mask=seen, scale=float(module.impl.scale), enable_gqa=True
+        heads(query, module.num_heads), heads(key, module.num_kv_heads),
+        heads(value, module.num_kv_heads), attn_mask=seen, scale=float(module.impl.scale),
+        enable_gqa=True,
     )
     return out[0].transpose(0, 1)

@@ -24,7 +24,7 @@ def right(model):
 
 
 def embeddings_doubled(model):
-    return sequential_view(model, embed=lambda ids: 2 * model.embed_input_ids(ids))
+    return sequential_view(model, multiplier=2.0)
 
 
 def residual_forgotten(model):

@@ -75,8 +75,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "ModelConfig": (
         "architecture", "dtype", "get_head_size", "get_hidden_size", "get_num_attention_heads",
-        "get_num_kv_heads", "get_num_layers", "hf_text_config", "is_moe", "logits_processors",
-        "max_model_len", "model", "mrope_num_dims", "quantization", "revision", "runner_type",
+        "get_num_kv_heads", "get_num_layers", "get_vocab_size", "hf_text_config", "is_moe",
+        "logits_processors", "max_model_len", "model", "mrope_num_dims", "quantization",
+        "revision", "runner_type",
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
     "SchedulerConfig": (
@@ -100,8 +101,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "vllm_config",
     ),
     "ModelRunner": (
-        "_bookkeeping_sync", "_sample", "_set_active_loras", "discard_request_mask", "get_model",
-        "input_batch", "model_state", "prepare_inputs", "req_states", "requests", "vllm_config",
+        "_bookkeeping_sync", "_sample", "_set_active_loras", "attn_groups",
+        "discard_request_mask", "get_model", "input_batch", "model_state", "prepare_inputs",
+        "req_states", "requests", "vllm_config",
     ),
     "CachedRequestState": ("mrope_positions",),
     "RequestStates": ("req_id_to_index",),
@@ -109,6 +111,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "RopeState": ("prefill_delta",),
     "InputBatch": ("generators", "num_reqs", "req_ids"),
     "CpuGpuBuffer": ("np",),
+    "AttentionGroup": ("build_metadata", "kv_cache_spec", "layer_names"),
+    "ForwardContext": ("all_moe_layers",),
     "Attention": (
         "head_size", "impl", "kv_sharing_target_layer_name", "layer_name", "num_heads",
         "num_kv_heads", "sliding_window",

@@ -23,11 +23,13 @@ from qm_vllm.engine.adapters import (
     nemotron,
     qwen,
     stablelm,
+    through_transformers,
 )
 from qm_vllm_patches.decoder import DecoderView, UnsupportedDecoder, embedding_view
 
 FILES: tuple[Any, ...] = (
     llama, qwen, gemma, gemma3, glm, nemotron, apertus, granite, stablelm, cohere, exaone, experts,
+    through_transformers,
 )
 
 FAMILIES: dict[str, Callable[[Any], DecoderView]] = {

@@ -95,13 +95,13 @@ def _rows(
 def _moves(runner: DenseRunner, layer: int, keys: torch.Tensor, limit: float) -> bool:
     """Whether rows that are placed elsewhere are turned as the layer turns them there.
 
-    True where the layers have no table: nothing is placed there then.
+    True where the layers have no table, or this one is not turned: nothing is placed there then.
     """
     places = torch.arange(AHEAD, AHEAD + keys.shape[0])
-    table = runner.place(places)
-    if table is None:
+    table, rotary = runner.place(places), runner.view.layers[layer].rotary
+    if table is None or rotary is None:
         return True
-    forward = rotary_forward(runner.view.layers[layer].rotary, runner.device)
+    forward = rotary_forward(rotary, runner.device)
     wanted, _ = forward(places.to(runner.device), keys.flatten(1).clone(), None)
     moved = runner.rotate(layer, keys, table)
     return _relative(moved, wanted.view(keys.shape).float().cpu()) <= limit

@@ -90,7 +90,7 @@ class DenseRunner:
         view, states = self.view.layers[layer], stream.states
         num_tokens, prompts = states.shape[0], len(stream.bounds) - 1
         chunk = self.chunk if prompts == 1 else num_tokens
-        rotary = RotaryTap(
+        rotary = None if view.rotary is None else RotaryTap(
             rotary_forward(view.rotary, self.device, table), keep=record.sink is not None
         )
         if stream.attention is None:
@@ -104,6 +104,7 @@ class DenseRunner:
             stop = min(start + chunk, num_tokens)
             attn.start = start
             positions = self._positions(stream, start, stop)
+            attn.turns = positions if view.late else None
             with self.around(stop - start), view.borrowed(attn, rotary):
                 out, added = view.run(positions, states[start:stop])
             if attn.failure is not None:
@@ -129,8 +130,8 @@ class DenseRunner:
         None where the model's rotary embedding has no plain table of angles, or its layers do
         not share one.
         """
-        rotary = [view.rotary for view in self.view.layers]
-        shared = all(one is rotary[0] for one in rotary)
+        rotary = [view.rotary for view in self.view.layers if view.rotary is not None]
+        shared = rotary and all(one is rotary[0] for one in rotary)
         return rotary_table(rotary[0], positions) if shared else None
 
     def can_place(self) -> bool:
@@ -143,7 +144,9 @@ class DenseRunner:
         start: int = 0,
     ) -> torch.Tensor:
         """Keys [R, KVH, D] of one layer, rotated: to positions from ``start`` on, or to the
-        table's."""
+        table's. Those of a layer that positions do not turn stay as they are."""
+        if self.view.layers[layer].rotary is None:
+            return keys
         start = 0 if table is not None else start
         places = torch.arange(start, start + keys.shape[0], device=self.device)
         forward = rotary_forward(self.view.layers[layer].rotary, self.device, table)

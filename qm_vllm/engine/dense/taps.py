@@ -80,6 +80,7 @@ class AttentionTap(nn.Module):
     """Answers for vLLM's attention layer with dense causal attention over the sequence.
 
     Attributes:
+        turns: positions of the rows, which are turned here where the layer has not done it.
         failure: what went wrong here. It is kept and not raised: after this module the ranks of a
             tensor-parallel group add up their results, and one that is missing would leave the
             others waiting for ever.
@@ -93,6 +94,7 @@ class AttentionTap(nn.Module):
         self.attention, self.record, self.bounds = attention, record, bounds
         self.shape = (attn.num_heads, attn.num_kv_heads, attn.head_size)
         self.start = 0
+        self.turns: torch.Tensor | None = None
         self._rotary = [rotary]
         self.failure: Exception | None = None
 
@@ -110,6 +112,8 @@ class AttentionTap(nn.Module):
     ) -> torch.Tensor:
         heads, kv_heads, size = self.shape
         rows, rotary = query.shape[0], self._rotary[0]
+        if rotary is not None and self.turns is not None:
+            query, key = rotary(self.turns, query, key)
         if rotary is not None and rotary.failure is not None:
             raise rotary.failure
         query = query.reshape(rows, heads, size)
