@@ -32,6 +32,7 @@ class EngineSettings:
         full_graphs: prompts, too, run inside CUDA graphs, where nobody can look on.
         device: torch's name of its kind.
         company: names of the connectors in vLLM's ``MultiConnector``, in order; none without it.
+        tensor_parallel: ranks that hold a part of each layer.
         scheduler: ``scheduler_cls`` as it was given; None where vLLM chooses.
     """
 
@@ -65,6 +66,7 @@ class EngineSettings:
     device: str = "cpu"
     company: tuple[str, ...] = ()
     scheduler: Any = None
+    tensor_parallel: int = 1
     model: Any = field(repr=False, compare=False, default=None)
 
 
@@ -117,6 +119,7 @@ def read_settings(config: VllmConfig) -> EngineSettings:
             parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size
         ),
         data_parallel=parallel.data_parallel_size,
+        tensor_parallel=parallel.tensor_parallel_size,
         expert_parallel=parallel.enable_expert_parallel,
         is_moe=model.is_moe,
         uses_mla=model.use_mla,

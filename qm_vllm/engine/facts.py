@@ -32,7 +32,8 @@ class EngineFacts:
 
     block_size: int
     block_bytes: int
-    """Bytes of one KV block over all layers of this rank."""
+    """Bytes of one KV block over all layers and all ranks, KV heads that several have counted at
+    each of them."""
     num_layers: int
     special_ids: frozenset[int]
     model_key: str
@@ -90,7 +91,7 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
     tokenizer = tokenizer_of(settings)
     return EngineFacts(
         block_size=settings.block_size,
-        block_bytes=cache.block_bytes,
+        block_bytes=cache.block_bytes * settings.tensor_parallel,
         num_layers=int(settings.text_config.num_hidden_layers),
         special_ids=_special_ids(settings.text_config, tokenizer),
         model_key=hashlib.sha256(repr(settings.identity).encode()).hexdigest(),

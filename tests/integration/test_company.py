@@ -119,6 +119,15 @@ def add(llm, name, ids, max_tokens, **options):
     llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, greedy(max_tokens, **options))
 
 
+def until(llm, there, most=300):
+    """Steps of the engine until something is there."""
+    for _ in range(most):
+        if there():
+            return
+        llm.llm_engine.step()
+    raise AssertionError(f"not there after {most} steps")
+
+
 def storm(llm, prompts, requests, seed, streams=32):
     """So many requests, of which some are aborted: answers of those that ended, by name."""
     pick, done, live, asked, doomed = random.Random(seed), {}, {}, 0, {}
@@ -168,8 +177,7 @@ def test_blocks_that_a_job_takes_are_stored_first(live, folder, alone):
     store = scheduler_of(live).connector.sub_connectors[0].store
     prompts = [random_prompt(500, 50), random_prompt(8, 51)]
     add(live, "ends", prompts[0], 1, enabled=False)
-    while live.llm_engine.has_unfinished_requests():
-        live.llm_engine.step()
+    until(live, lambda: not live.llm_engine.has_unfinished_requests())
     taken = store.take(store.free - 4)
     begin = ours.worker_side.begin
 
@@ -212,14 +220,11 @@ def test_keys_of_host_memory_are_those_of_what_a_request_has(live, monkeypatch):
     params.logprobs = 0  # so that its first token is its own
     live.llm_engine.add_request("0", {"prompt_token_ids": IDS}, params)
     (tracked,) = side.tracked.values()
-    while not tracked.outcome:
-        live.llm_engine.step()
+    until(live, lambda: tracked.outcome)
     forget(live)  # it has a result and no blocks, so it waits for another
     assert tracked.pending
-    while not tracked.allocated:
-        live.llm_engine.step()
+    until(live, lambda: tracked.allocated)
     preempt(scheduler)
     side._fail(tracked, "this is a test")
-    while live.llm_engine.has_unfinished_requests():
-        live.llm_engine.step()
+    until(live, lambda: not live.llm_engine.has_unfinished_requests())
     assert max(seen) > 0

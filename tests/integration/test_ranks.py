@@ -11,6 +11,8 @@ from tests.integration.generate import greedy, run
 from tests.native_reference import NativeReference
 
 CONFIG = QuickMergeConfig(ratio=0.4)
+BLOCK_BYTES = 6 * 2 * 32 * 2 * 32 * 4
+"""Layers, keys and values, tokens, KV heads of which each rank has one, their size, float32."""
 
 
 @pytest.fixture(scope="module")
@@ -50,4 +52,5 @@ def test_ranks_keep_the_same_of_a_prompt_that_vllm_prefills(llm, tiny_models):
         )
         assert report["status"] == "compressed", report
         assert report["details"]["kept_indices"] == want.kept
+        assert report["kv_bytes"] == report["kv_blocks"] * BLOCK_BYTES
         assert tokens[: want.decided()] == want.tokens[: want.decided()]

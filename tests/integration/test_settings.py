@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from qm_vllm import QuickMergeConfig, engine_args
+from qm_vllm.api import SCHEDULER
+from qm_vllm.engine import facts
 from qm_vllm.engine.facts import no_inject, no_native, refuse
 from qm_vllm.engine.worker import QuickMergeWorkerMixin
+from qm_vllm_eval.serving.host_memory import offloading
 from qm_vllm_patches import checks
 from qm_vllm_patches.settings import CacheFacts
 from tests.engines import engine, make_tiny_model, random_prompt, scheduler_of
@@ -81,10 +84,51 @@ def test_each_delivery_says_why_it_cannot_work(changes, inject, native):
 
 
 def test_a_worker_without_our_connector_is_refused():
-    """As inside vLLM's MultiConnector, where ours is not the engine's own."""
-    inside = type("MultiConnector", (), {})()
+    other = type("MultiConnector", (), {})()
     with pytest.raises(RuntimeError, match=r"needs QuickMergeConnector .* not MultiConnector"):
-        QuickMergeWorkerMixin().model_loaded(inside, settings(), None, None, None)
+        QuickMergeWorkerMixin().model_loaded(other, settings(), None, None, None)
+
+
+OURS, OFFLOADS = "QuickMergeConnector", "OffloadingConnector"
+
+
+@pytest.mark.parametrize(
+    ("company", "scheduler", "sentence"),
+    [
+        ((), None, None),
+        ((OURS, OFFLOADS), SCHEDULER, None),
+        ((OFFLOADS, OURS), SCHEDULER, "before all others"),
+        ((OURS, OURS), SCHEDULER, "must be there once"),
+        ((OURS, "NixlConnector"), SCHEDULER, "hands the KV of whole prompts from one engine"),
+        ((OURS, OFFLOADS, "LMCacheConnectorV1"), SCHEDULER, "by the ids of tokens"),
+        ((OURS, "LMCacheMPConnector"), SCHEDULER, "was not tried"),
+        ((OURS, "SimpleCPUOffloadConnector"), SCHEDULER, "was not tried"),
+        ((OURS, OFFLOADS), None, "scheduler_cls must be"),
+    ],
+)
+def test_company_that_cannot_work_is_refused_with_a_sentence(company, scheduler, sentence):
+    refusal = refuse(settings(company=company, scheduler=scheduler))
+    assert (refusal is None) if sentence is None else (sentence in refusal)
+
+
+def test_an_engine_does_not_start_in_the_wrong_order(tiny_models):
+    arguments = engine_args(QuickMergeConfig(), [offloading()])
+    arguments["kv_transfer_config"]["kv_connector_extra_config"]["connectors"].reverse()
+    with pytest.raises(Exception, match="before all others"), engine(
+        tiny_models("llama"), **OPTIONS, **arguments
+    ):
+        pass
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_the_bytes_of_a_block_are_those_of_all_ranks(ranks):
+    """Two KV heads: of four ranks two hold the same one, and both copies are counted."""
+    own = settings(tensor_parallel=ranks, num_kv_heads=max(1, 2 // ranks))
+    block = own.num_layers * 2 * own.block_size * own.num_kv_heads * own.head_size * 4
+    cache = CacheFacts(1, block, ("FullAttentionSpec",), (32,), (None,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(facts, "tokenizer_of", lambda settings: None)
+        assert facts.read_facts(own, cache).block_bytes == block * ranks
 
 
 def test_a_vllm_that_does_not_fit_is_refused_with_a_sentence(monkeypatch):

@@ -87,7 +87,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "DeviceConfig": ("device_type",),
     "ParallelConfig": (
         "data_parallel_size", "decode_context_parallel_size", "enable_expert_parallel",
-        "pipeline_parallel_size", "prefill_context_parallel_size",
+        "pipeline_parallel_size", "prefill_context_parallel_size", "tensor_parallel_size",
     ),
     "CacheConfig": (
         "block_size", "cache_dtype", "enable_prefix_caching", "kv_cache_memory_bytes",
