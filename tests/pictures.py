@@ -146,14 +146,16 @@ def _tokenizer() -> Any:
 
 @contextmanager
 def serving(folder: Path, config: Any = None, **options: Any) -> Iterator[Any]:
-    """An engine of :func:`tests.engines.engine` that takes pictures."""
-    limits = {"image": 4} if "llava" in folder.name else {"image": 4, "video": 0}
+    """An engine of :func:`tests.engines.engine` that takes pictures, or a video's states."""
+    films = {"enable_mm_embeds": True} if (film := options.pop("film", False)) else {}
+    limits = {"image": 0, "video": 1} if film else {"image": 4, "video": 0}
+    limits = {"image": 4} if "llava" in folder.name else limits
     with pytest.MonkeyPatch.context() as patch:
         _without_torchvision(patch)
         _register("qwen2_vl" if "qwen2" in folder.name else "llava")
         if "qwen2" in folder.name:
             _without_video(patch)
-        with engine(folder, config, limit_mm_per_prompt=limits, **options) as llm:
+        with engine(folder, config, limit_mm_per_prompt=limits, **films, **options) as llm:
             yield llm
 
 
