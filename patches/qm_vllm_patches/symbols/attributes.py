@@ -5,7 +5,8 @@ from __future__ import annotations
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "Request": (
         "_all_token_ids", "_block_hasher", "_prompt_embeds_per_block_hashes", "arrival_time",
-        "block_hashes", "cache_salt", "client_index", "get_finished_reason", "lora_request",
+        "block_hashes", "cache_salt", "client_index", "get_finished_reason",
+        "kv_transfer_params", "lora_request",
         "max_tokens", "mm_features", "num_computed_tokens", "num_output_tokens",
         "num_preemptions", "num_prompt_tokens", "num_tokens", "priority", "prompt_embeds",
         "prompt_token_ids",
