@@ -15,6 +15,7 @@ from qm_vllm.engine.requests.planning import plan_or_reason
 from qm_vllm.engine.requests.report import report_of
 from qm_vllm.engine.requests.scheduler_side import SchedulerSide
 from qm_vllm.engine.untouched import Untouched
+from qm_vllm_patches.media import Medium
 from qm_vllm_patches.requests import Arrival
 from tests.settings import facts
 from tests.unit.test_scheduler_side import Handle, Store
@@ -74,6 +75,18 @@ def test_beyond_what_the_model_reads_positions_are_compact():
 ])
 def test_what_cannot_be_served_says_why(count, options, max_tokens, said):
     found = plan(count, max_tokens=max_tokens, **options)
+    assert isinstance(found, Untouched)
+    assert said in str(found)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"lora": "a"}, "a request with a LoRA adapter is read by vLLM alone, up to max_model_len"),
+    ({"media": (Medium("image", "hash", ((3, 40),)),)}, "a prompt with images, audio or video is read by"),
+    ({"prompt_logprobs": True}, "prompt_logprobs needs every prompt position"),
+])
+def test_what_the_encoder_cannot_read_says_why(changes, said):
+    request = replace(arrival(3000, ratio=0.1), **changes)
+    found = plan_or_reason(request, BASE, SMALL, Room(20_000))
     assert isinstance(found, Untouched)
     assert said in str(found)
 

@@ -18,6 +18,7 @@ from qm_vllm.engine.parts import HEAD, parted, tail_tokens
 from qm_vllm.engine.requests.demands import Room, demand_of, fits, most_kept, must_fit
 from qm_vllm.engine.untouched import Untouched
 from qm_vllm.request_options import parse_request_args
+from qm_vllm_patches.requests import Arrival
 
 
 def longest_admitted(options: dict[str, Any]) -> int | None:
@@ -57,6 +58,20 @@ def refused(tokens: int, max_model_len: int, reason: str) -> str:
         f"The prompt has {tokens} tokens and max_model_len is {max_model_len}, so it is served "
         f"compressed or not at all: {reason}"
     )
+
+
+def refuse_long(arrival: Arrival) -> None:
+    """Refuse what the encoder cannot read, of a prompt that vLLM cannot.
+
+    Raises:
+        Untouched: the request has an adapter, or its prompt holds more than text.
+    """
+    for present, kind, what in (
+        (arrival.lora is not None, "lora", "a request with a LoRA adapter"),
+        (bool(arrival.media), "multimodal", "a prompt with images, audio or video"),
+    ):
+        if present:
+            raise Untouched(kind, f"{what} is read by vLLM alone, up to max_model_len; shorten it")
 
 
 def no_room(kept: int, max_tokens: int, max_model_len: int) -> str | None:

@@ -15,7 +15,7 @@ from qm_vllm.engine.native.blocks import own_blocks
 from qm_vllm.engine.requests.chat_turns import places
 from qm_vllm.engine.requests.demands import Room, demand_of, must_fit
 from qm_vllm.engine.requests.job_board import Demand
-from qm_vllm.engine.requests.long_prompts import fitted
+from qm_vllm.engine.requests.long_prompts import fitted, refuse_long
 from qm_vllm.engine.requests.media_rules import refuse_media, without_media
 from qm_vllm.engine.requests.schema_names import resolve_hint
 from qm_vllm.engine.untouched import Untouched, without_layers
@@ -66,6 +66,8 @@ def plan_request(
         Untouched: with the reason, for anything that cannot or should not be compressed.
     """
     config = _options(arrival, base, facts)
+    if config.enabled and arrival.tokens >= facts.max_model_len:
+        refuse_long(arrival)
     if config.delivery == "auto":
         config = replace(config, delivery=_delivery(arrival, config, facts, room))
     _refuse(arrival, config, room)
