@@ -81,7 +81,7 @@ def test_what_cannot_be_served_says_why(count, options, max_tokens, said):
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"lora": "a"}, "a request with a LoRA adapter is read by vLLM alone, up to max_model_len"),
-    ({"media": (Medium("image", "hash", ((3, 40),)),)}, "a prompt with images, audio or video is read by"),
+    ({"media": (Medium("image", "hash", ((3, 40),)),)}, "with images, audio or video is read by"),
     ({"prompt_logprobs": True}, "prompt_logprobs needs every prompt position"),
 ])
 def test_what_the_encoder_cannot_read_says_why(changes, said):
