@@ -18,8 +18,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "LoRARequest": ("lora_name",),
     "Scheduler": (
         "_get_local_prefix_cache_hit", "add_request", "connector", "finish_requests",
-        "get_request_counts", "kv_cache_manager", "make_stats", "requests", "schedule",
-        "update_from_output",
+        "finished_recving_kv_req_ids", "get_request_counts", "kv_cache_manager", "make_stats",
+        "requests", "schedule", "update_from_output",
     ),
     "KVCacheManager": (
         "coordinator", "create_kv_cache_blocks", "enable_caching", "get_block_ids",
