@@ -7,7 +7,7 @@ blocks that we take from the pool are written into; a shadow must compute its la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,6 +125,13 @@ class Company:
         return build_connector_meta
 
 
-def loading(requests: Iterable[Request]) -> bool:
-    """Whether KV of one of these is on its way from another connector."""
-    return any(one.status == RequestStatus.WAITING_FOR_REMOTE_KVS for one in requests)
+def loading(requests: Iterable[Request], there: Container[str]) -> bool:
+    """Whether KV of one of these is on its way from another connector.
+
+    Args:
+        there: whose KV has come; behind one that finds no blocks they still wait to be looked at.
+    """
+    return any(
+        one.status == RequestStatus.WAITING_FOR_REMOTE_KVS and one.request_id not in there
+        for one in requests
+    )

@@ -129,7 +129,8 @@ class Shadows:
 
     def loading(self) -> bool:
         """Whether KV of a request is on its way from another connector."""
-        return company.loading(self.scheduler.requests.values())
+        there = self.scheduler.finished_recving_kv_req_ids
+        return company.loading(self.scheduler.requests.values(), there)
 
     def seats(self) -> tuple[int, int]:
         """Shadows among the running and among the waiting requests."""

@@ -69,12 +69,11 @@ def server_arguments(model: str | None, config: QuickMergeConfig, rest: list[str
 def _others(rest: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """The connectors that ``--kv-transfer-config`` names beside ours, and the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument(
-        OTHERS, OTHERS.replace("-", "_").replace("__", "--"), action="append", dest="others"
-    )
+    spelled = OTHERS.replace("-", "_").replace("__", "--")  # vLLM takes both
+    parser.add_argument(OTHERS, spelled, action="append", dest="others", default=[])
     try:
         found, left = parser.parse_known_args(rest)
-        given = [json.loads(text) for text in found.others or []]
+        given = [json.loads(text) for text in found.others]
     except (argparse.ArgumentError, json.JSONDecodeError) as error:
         raise UserError(f"{OTHERS} must be followed by a JSON object ({error})") from error
     if any(not isinstance(one, dict) or "kv_connector" not in one for one in given):

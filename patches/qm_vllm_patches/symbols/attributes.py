@@ -21,9 +21,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "PlaceholderRange": ("extract_embeds_range",),
     "Scheduler": (
         "_get_local_prefix_cache_hit", "add_request", "connector", "finish_requests",
-        "get_request_counts", "has_requests", "kv_cache_manager", "make_stats", "requests",
-        "schedule",
-        "update_from_output",
+        "finished_recving_kv_req_ids", "get_request_counts", "has_requests", "kv_cache_manager",
+        "make_stats", "requests", "schedule", "update_from_output",
     ),
     "KVCacheManager": (
         "coordinator", "create_kv_cache_blocks", "enable_caching", "get_block_ids",
