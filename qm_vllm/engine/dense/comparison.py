@@ -16,9 +16,9 @@ from qm_vllm_patches.fused_ops import rotary_forward
 
 LIMITS = {torch.float32: 1e-3, torch.float16: 5e-3}
 LOOSEST = 2e-2
-"""Relative error of keys or values in the second layer by rounding alone, with a margin of three; it
-grows as the square root of the layers below. Less exact types than float16 get the second. What was
-measured stands in docs/decisions.md."""
+"""Relative error of keys or values in the second layer by rounding alone, with a margin of three;
+it grows as the square root of the layers below. Less exact types than float16 get the second. What
+was measured stands in docs/decisions.md."""
 CHUNK = 24
 """Rows of a chunk here, so that a chunk begins in the middle and the last one is shorter."""
 AHEAD = 7
