@@ -48,7 +48,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone-4": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * LAYERS}),
     "qwen2-moe": ("Qwen2Moe", {
         **EXPERTS, "decoder_sparse_step": 1, "norm_topk_prob": True,
-        "shared_expert_intermediate_size": 64,
+        "shared_expert_intermediate_size": 96,
     }),
     "olmoe": ("Olmoe", {**EXPERTS, "norm_topk_prob": False}),
     "glm-4-moe": ("Glm4Moe", {
@@ -60,12 +60,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "moe_num_shared_experts": 1, "moe_layer_start_index": 1,
     }),
     "olmo-2": ("Olmo2", {}),
-    "olmo-3": ("Olmo3", {"sliding_window": 64, "layer_types": SLIDING}),
     "starcoder2": ("Starcoder2", {"sliding_window": None}),
     "seed-oss": ("SeedOss", {"head_dim": 32}),
     "glm": ("Glm", {"head_dim": 32}),
     "phi": ("Phi", {}),
-    "granite": ("Granite", {"attention_multiplier": 0.18, "logits_scaling": 2.0}),
+    "granite": ("Granite", {
+        "attention_multiplier": 0.18, "logits_scaling": 2.0, "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+    }),
     "smollm3": ("SmolLM3", {}),
     "gemma-2": (
         "Gemma2", {"head_dim": 32, "sliding_window": 64, "query_pre_attn_scalar": 32,
@@ -80,7 +82,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 NATIVE_ONLY: dict[str, str] = {
     "mistral sliding": "sliding window",
-    "olmo-3": "2 KV-cache groups",
     "gemma-2": "has no adapter",
     "gemma-3": "sliding-window layers",
 }
