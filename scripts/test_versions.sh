@@ -3,7 +3,7 @@
 #
 # scripts/test_versions.sh [--short] [VERSION ...] [-- ARGUMENTS OF PYTEST ...]
 #   VERSION   one that has a constraints-vllm-VERSION.txt; default: all of them
-#   --short   a few files that touch every hook, some minutes
+#   --short   the files that touch every hook, a minute or two on two cores
 #   --        other tests, or other arguments: scripts/test_versions.sh 0.31 -- -k abort tests/integration
 #
 # Each version gets an environment, .versions/VERSION, that lies over .venv: it holds the vLLM and
@@ -24,8 +24,11 @@ uv="$root/.venv/bin/uv"
 say() { printf 'versions: %s\n' "$*" >&2; }
 die() { printf 'versions: %s\n' "$*" >&2; exit 1; }
 
-# What a request meets on its way: the job, the native delivery, an abort, a reset, sampling modes.
-short=(test_compressed.py test_first_token.py test_jobs.py test_requests.py test_settings.py)
+# Every hook and every delivery, aborts, resets, sampling and scheduling. Not the model families, Ray
+# and the ranks, which know nothing of vLLM's versions that these do not.
+short=(test_compressed.py test_engine_life.py test_first_token.py test_hint.py test_inputs.py
+  test_jobs.py test_modes.py test_native_life.py test_native_lora.py test_requests.py
+  test_settings.py test_sliding_window.py)
 
 versions=() tests=() is_short=""
 while [ "$#" -gt 0 ]; do

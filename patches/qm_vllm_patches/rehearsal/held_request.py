@@ -51,11 +51,11 @@ def serve(config: Any, kind: type, *, ahead: bool) -> None:
     expect(held and not step.total_num_scheduled_tokens,
            "a request cannot be held back (get_num_new_matched_tokens)")
     expect(isinstance(step.kv_connector_metadata, StepEnvelope),
-            "a step without tokens brings workers no message (build_connector_meta)")
+           "a step without tokens brings workers no message (build_connector_meta)")
     said = KVConnectorOutput(kv_connector_worker_meta=WorkerEnvelope("done"))
     scheduler.update_from_output(step, ModelRunnerOutput([], {}, kv_connector_output=said))
     expect("worker_message" in half.heard,
-            "what workers say in a step without tokens is not heard (update_connector_output)")
+           "what workers say in a step without tokens is not heard (update_connector_output)")
 
     def go(request_id: str, token: int) -> tuple[int, list[Any]]:
         """A step that samples one token: how many it computes, and what clients hear."""
@@ -69,18 +69,18 @@ def serve(config: Any, kind: type, *, ahead: bool) -> None:
     computed, told = go("shadow", ANSWER[0])
     blocks = [len(group) for shadow in half.steps for group in shadow.blocks]
     expect((computed, blocks) == (PROMPT, [PROMPT // BLOCK]),
-            f"a shadow of {PROMPT} tokens is computed in {computed} and in {blocks} blocks")
+           f"a shadow of {PROMPT} tokens is computed in {computed} and in {blocks} blocks")
     expect(not told and {"first_token", "shadow_ended"} <= set(half.heard),
-            "the end of a shadow is not heard (request_finished), or clients see it")
+           "the end of a shadow is not heard (request_finished), or clients see it")
     computed, told = go("held", ANSWER[1])
     expect(computed == KEPT % BLOCK + 1,
-            f"of {KEPT + 1} kept tokens, {KEPT // BLOCK} blocks of which are published, "
-            f"{computed} are computed")
+           f"of {KEPT + 1} kept tokens, {KEPT // BLOCK} blocks of which are published, "
+           f"{computed} are computed")
     last = go("held", ANSWER[2])[1]
     answer = [token for one in (*told, *last) for token in one.new_token_ids]
     expect(answer == ANSWER, f"clients are told {answer} where {ANSWER} was sampled")
     expect("finished" in half.heard and "rehearsal" in (last[-1].kv_transfer_params or {}),
-            "a request that ends carries no report (request_finished)")
+           "a request that ends carries no report (request_finished)")
 
 
 class _Grammars:

@@ -34,14 +34,14 @@ def _listening(config: Any, when: str) -> Iterator[Any]:
         kv_transfer_state._KV_CONNECTOR_AGENT = own
     heard = connector.worker_side.heard
     expect(heard == list(IN_TURN),
-            f"{when} calls {', '.join(IN_TURN[one] for one in heard) or 'nothing'} of the "
-            f"connector where {', '.join(IN_TURN.values())} are needed in turn")
+           f"{when} calls {', '.join(IN_TURN[one] for one in heard) or 'nothing'} of the "
+           f"connector where {', '.join(IN_TURN.values())} are needed in turn")
 
 
 def _said(output: Any) -> None:
     told = output.kv_connector_output
     expect(told is not None and isinstance(told.kv_connector_worker_meta, WorkerEnvelope),
-            "what a worker says in a step without tokens does not reach the scheduler")
+           "what a worker says in a step without tokens does not reach the scheduler")
 
 
 def runner_v1(config: Any) -> None:
