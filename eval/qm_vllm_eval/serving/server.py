@@ -54,6 +54,13 @@ class RemoteServer:
                 found[name.partition("{")[0]] += float(value)  # type: ignore[assignment]
         return found
 
+    def by_labels(self, metric: str) -> list[float]:
+        """A metric's values, one for each set of labels, such as those of each engine."""
+        return [
+            float(line.rpartition(" ")[2]) for line in self._scrape().splitlines()
+            if line.partition("{")[0] == metric
+        ]
+
     def reset_caches(self) -> None:
         """Forget cached blocks and remembered compressions (needs ``development``)."""
         request = urllib.request.Request(
