@@ -3,9 +3,10 @@
 
     .venv/bin/python scripts/long_prompts.py --model DIR --data FOLDER --json long.json
 
-Every prompt is served in three ways, each by an engine of its own: ``plain`` (vLLM with a
+Every prompt is served in some ways, each by an engine of its own: ``plain`` (vLLM with a
 ``max_model_len`` that holds it, where the model has one), ``ours`` (``--max-model-len``, with
-``max_source_tokens``) and ``cut`` (vLLM with ``--max-model-len``, the middle of the text left out:
+``max_source_tokens``), ``parts`` (the same with a KV cache of ``--blocks`` blocks, which holds no
+prompt as a whole, so that it is read in parts) and ``cut`` (vLLM with ``--max-model-len``, the middle of the text left out:
 what a user of a small cache does today). ``needles``: one number in an essay at each depth.
 ``questions``: L-Eval's on documents of these lengths, F1 of the answer; FOLDER holds
 ``leval/Open-ended-tasks/NAME.jsonl``.
@@ -119,11 +120,14 @@ def served(way: str, given: argparse.Namespace, asked: list[Asked]) -> list[dict
     length = longest + ANSWER
     if way != "plain":
         length = given.max_model_len
-    if way == "ours":
+    more: dict[str, Any] = {}
+    if way in ("ours", "parts"):
         config = QuickMergeConfig(ratio=given.ratio, max_source_tokens=longest)
+    if way == "parts":
+        more = {"block_size": 128, "num_gpu_blocks_override": given.blocks}
     llm = local_engine.start(
         given.model, config, max_model_len=length, dtype=given.dtype,
-        enable_prefix_caching=False, max_num_seqs=1, enforce_eager=True,
+        enable_prefix_caching=False, max_num_seqs=1, enforce_eager=True, **more,
     )
     tokenizer = llm.get_tokenizer()
     rows = []
@@ -153,7 +157,8 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, help="folder that holds leval/; none: no questions")
     parser.add_argument("--json", type=Path, required=True, help="file of results, added to")
-    parser.add_argument("--way", choices=("plain", "ours", "cut"), required=True)
+    parser.add_argument("--way", choices=("plain", "ours", "parts", "cut"), required=True)
+    parser.add_argument("--blocks", type=int, default=48, help="of 128 tokens, for --way parts")
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--lengths", default="8000,16000")
     parser.add_argument("--ratio", type=float, default=0.2)

@@ -10,7 +10,8 @@ from qm_vllm_eval.published.stored import STUDIES
 FOLDER = STUDIES / "long"
 WAYS = {
     "plain": "vLLM, max_model_len as long as the prompt",
-    "ours": "compressed",
+    "ours": "compressed, read as a whole",
+    "parts": "compressed, read in parts",
     "cut": "vLLM, the text's middle left out",
 }
 
