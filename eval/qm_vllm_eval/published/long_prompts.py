@@ -58,6 +58,8 @@ def _said(name: str) -> str:
 
 
 def _found(rows: list[Row]) -> str:
+    if rows and all(row["status"] == "refused" for row in rows):
+        return "refused"
     return f"{sum(row['score'] for row in rows):.0f} of {len(rows)}" if rows else ""
 
 
