@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv if need be and runs the checks. Without arguments: ruff, mypy, then the unit,
-# integration and end-to-end tests in that order, and some of them on the oldest vLLM that is
+# Sets up .venv if need be and runs the checks. Without arguments: ruff, mypy, then the
+# end-to-end, integration and unit tests in that order, and some of them on the oldest vLLM that is
 # supported, in an environment of its own. With arguments: pytest with these alone, in .venv.
 set -euo pipefail
 
@@ -25,15 +25,17 @@ echo "test: ruff"
 echo "test: mypy"
 "$python" -m mypy
 folders=()
-for folder in tests/unit tests/integration tests/e2e; do
+for folder in tests/e2e tests/integration tests/unit; do
   [ -d "$folder" ] && folders+=("$folder")
 done
 # Two workers of one thread each: most of the time goes into starting engines, which takes one.
+# Files of few slow tests come first, so that no worker is left alone with one at the end.
 workers="${QM_VLLM_TEST_WORKERS:-2}"
 export OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 echo "test: pytest ${folders[*]}, $workers workers"
 status=0
-"$python" -m pytest -n "$workers" --dist loadfile "${folders[@]}" || status=1
+"$python" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "${folders[@]}" ||
+  status=1
 echo "test: the oldest vLLM"
 bash scripts/test_versions.sh --short 0.31 || status=1
 exit "$status"

@@ -24,11 +24,8 @@ uv="$root/.venv/bin/uv"
 say() { printf 'versions: %s\n' "$*" >&2; }
 die() { printf 'versions: %s\n' "$*" >&2; exit 1; }
 
-# Every hook and every delivery, aborts, resets, sampling and scheduling. Not the model families, Ray
-# and the ranks, which know nothing of vLLM's versions that these do not.
-short=(test_compressed.py test_engine_life.py test_first_token.py test_hint.py test_inputs.py
-  test_jobs.py test_modes.py test_native_life.py test_native_lora.py test_requests.py
-  test_settings.py test_sliding_window.py)
+# What every request meets: both deliveries, first tokens, aborts, resets, the checks of the start.
+short=(test_compressed.py test_first_token.py test_requests.py)
 
 versions=() tests=() is_short=""
 while [ "$#" -gt 0 ]; do
