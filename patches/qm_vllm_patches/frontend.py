@@ -77,7 +77,7 @@ def carry_reports(key: str, refused: str) -> None:
     def process_outputs(self: Any, engine_core_outputs: Any, *args: Any, **kwargs: Any) -> Any:
         for output in engine_core_outputs:
             state = self.request_states.get(output.request_id)
-            if state is not None and _carry(state, output, key) == refused and state.queue:
+            if _carry(state, output, key) == refused and state.queue:
                 state.queue.put(VLLMValidationError(getattr(state, REPORT)["reason"]))
         return process(self, engine_core_outputs, *args, **kwargs)
 
@@ -95,6 +95,8 @@ def carry_reports(key: str, refused: str) -> None:
 def _carry(state: Any, output: Any, key: str) -> str | None:
     """Keep a report that comes, or repeat one that came. Returns the status of a new one."""
     told = output.kv_transfer_params
+    if state is None:
+        return None
     if told is not None and key in told:
         setattr(state, REPORT, told[key])
         return told[key].get("status")  # type: ignore[no-any-return]

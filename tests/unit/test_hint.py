@@ -121,7 +121,8 @@ def test_documents_that_are_asked_later_can_have_one():
 @pytest.mark.parametrize(("facts", "options", "words"), [
     ({"hints": Hints()}, {}, "hint cannot work here: the engine has no tokenizer"),
     ({}, {"hint": "  "}, "has no tokens"),
-    ({"max_model_len": N + 1}, {}, "640 prompt tokens and 1 of a hint leaves no room in"),
+    ({"max_model_len": N + 1, "trained_length": N}, {},
+     "640 prompt tokens and 1 of a hint leaves no room in"),
     ({"has_adapter": False}, {"delivery": "prefill"}, "a hint needs attention"),
 ])
 def test_what_cannot_be_done_is_a_sentence(facts, options, words):

@@ -147,7 +147,7 @@ def test_an_engine_that_cannot_deliver_natively_says_so(why, facts, bound):
 
 
 def test_a_prompt_that_does_not_fit_beside_its_result_is_refused():
-    engine = Engine()
+    engine = Engine(max_model_len=8192)
     engine.side.bind_shadows(object())
     engine.add("r", ids=list(range(190 * 32)), delivery="native")
     assert "KV blocks" in engine.side.finished("r", 20)["reason"]

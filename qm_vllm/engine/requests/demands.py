@@ -103,11 +103,14 @@ def must_fit(spec: JobSpec, demand: Demand, facts: EngineFacts, room: Room) -> N
     what = f"a job of {len(spec.token_ids)} prompt tokens"
     if spec.hint:
         what += f" and {len(spec.hint)} of a hint"
-        # vLLM reads no more, and samples one behind them.
-        if spec.native and spec.rows >= facts.max_model_len:
+        # vLLM reads no more than its length, and samples one behind them; the encoder no more than
+        # the model has positions for.
+        name, most = "max_model_len", facts.max_model_len - 1
+        if not spec.native:
+            name, most = "the model's positions", facts.trained_length
+        if spec.rows > most and not spec.parts:
             raise Untouched(
-                "too_long",
-                f"{what} leaves no room in max_model_len={facts.max_model_len}; shorten the hint",
+                "too_long", f"{what} leaves no room in {name} ({most}); shorten the hint"
             )
     if room.max_bytes is not None and demand.bytes > room.max_bytes:
         raise Untouched(
