@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 from qm_vllm_eval.metrics import retention
-from qm_vllm_eval.published.form import Row, Unknown, figure, markdown
-from qm_vllm_eval.published.stored import STUDIES
+from qm_vllm_eval.published.form import Row, figure, markdown
+from qm_vllm_eval.published.stored import STUDIES, study
 
 FOLDER = STUDIES / "agents"
 BOUNDS = ("none", "plain")
@@ -16,7 +15,7 @@ BOUNDS = ("none", "plain")
 
 def agents(name: str) -> str:
     """A policy a line: what was kept, the calls of tools, the fields of forms."""
-    content = _content(name)
+    content = study("agents", name)
     return markdown([
         {
             "policy": row["policy"], "kept": figure(row["kept"]),
@@ -31,7 +30,7 @@ def agents(name: str) -> str:
 
 def agents_said(name: str) -> str:
     """Where the figures of a file are from."""
-    content = _content(name)
+    content = study("agents", name)
     arguments = content["arguments"]
     return (
         f"{content['model']}, delivery {arguments['delivery']}, {content['rows'][0]['turns']} "
@@ -77,11 +76,3 @@ def _question(row: Row) -> tuple[str, ...]:
 
 def _share(share: float, count: int) -> str:
     return f"{round(share * count)} of {count}"
-
-
-def _content(name: str) -> Row:
-    file = FOLDER / f"{name}.json"
-    if not file.exists():
-        raise Unknown(f"no file agents/{file.name}")
-    content: Row = json.loads(file.read_text(encoding="utf-8"))
-    return content

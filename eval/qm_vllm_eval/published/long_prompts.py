@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from qm_vllm_eval.published.form import Row, figure, markdown
+from qm_vllm_eval.published.stored import study
 
-from qm_vllm_eval.published.form import Row, Unknown, figure, markdown
-from qm_vllm_eval.published.stored import STUDIES
-
-FOLDER = STUDIES / "long"
 WAYS = {
     "plain": "vLLM, max_model_len as long as the prompt",
     "ours": "compressed, read as a whole",
@@ -19,9 +16,9 @@ WAYS = {
 def table(*names: str) -> str:
     """A model and way a line: facts found and mean F1 of answers, by length of the prompts."""
     lines: list[Row] = []
-    lengths = sorted({row["length"] for name in names for row in _content(name)["rows"]})
+    lengths = sorted({row["length"] for name in names for row in study("long", name)["rows"]})
     for name in names:
-        content = _content(name)
+        content = study("long", name)
         for way, said in WAYS.items():
             rows = [row for row in content["rows"] if row["way"] == way]
             if not rows:
@@ -46,7 +43,7 @@ def said(*names: str) -> str:
 
 
 def _said(name: str) -> str:
-    content = _content(name)
+    content = study("long", name)
     ours = [row for row in content["rows"] if row["way"] == "ours"]
     positions = " and ".join(sorted({row["positions"] for row in ours}))
     tokens, kept = (max(row[key] for row in ours) for key in ("tokens", "kept"))
@@ -67,11 +64,3 @@ def _mean(rows: list[Row]) -> str:
     if not rows:
         return ""
     return f"{figure(sum(row['score'] for row in rows) / len(rows))} (n={len(rows)})"
-
-
-def _content(name: str) -> Row:
-    file = FOLDER / f"{name}.json"
-    if not file.exists():
-        raise Unknown(f"no file long/{file.name}")
-    content: Row = json.loads(file.read_text(encoding="utf-8"))
-    return content

@@ -33,6 +33,19 @@ def load(machine: str, name: str) -> dict[str, Any]:
     return part if isinstance(part, dict) else content
 
 
+def study(folder: str, name: str) -> dict[str, Any]:
+    """What a script of the studies wrote.
+
+    Raises:
+        Unknown: there is no such file.
+    """
+    file = STUDIES / folder / f"{name}.json"
+    if not file.exists():
+        raise Unknown(f"no file {folder}/{file.name}")
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
 def noted(name: str) -> dict[str, Any]:
     """What was noted under a name: ``source``, and ``rows`` or single figures."""
     content: dict[str, Any] = json.loads((HERE / "noted.json").read_text())
