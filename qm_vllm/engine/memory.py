@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qm_vllm.compress import choose_budget, needs, workspace_bytes
+from qm_vllm.compress import choose_budget, needs, round_to_blocks, workspace_bytes
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
 from qm_vllm_patches.kv_cache import ROWS
@@ -157,3 +157,17 @@ def bound_kept(config: QuickMergeConfig, num_tokens: int, protected: int = 0) ->
     if measured and config.ratio is None and config.max_kept is None:
         bound = replace(bound, ratio=1.0)
     return choose_budget(bound, num_tokens, None, protected)
+
+
+def most_kept(
+    config: QuickMergeConfig, num_tokens: int, protected: int, block_size: int | None
+) -> int:
+    """:func:`bound_kept`, rounded to blocks of the KV cache; None: as it is.
+
+    Raises:
+        ConfigError: max_kept cannot hold the protected positions.
+    """
+    bound = bound_kept(config, num_tokens, protected)
+    if block_size is None:
+        return bound
+    return round_to_blocks(bound, num_tokens, protected, block_size)

@@ -47,22 +47,32 @@ def parted(num_tokens: int, span: int, around: int) -> tuple[int, ...] | None:
     return tuple(num_tokens * index // count for index in range(count + 1))
 
 
+def head_of(spec: JobSpec, index: int) -> int:
+    """How many tokens stand before a part."""
+    return HEAD if index else 0
+
+
+def tail_of(spec: JobSpec, index: int) -> int:
+    """How many stand behind it, without a hint."""
+    return tail_tokens(spec.config) if index < len(spec.parts) - 2 else 0
+
+
 def longest_part(spec: JobSpec) -> int:
     """Tokens of the part of which most are read at once, with what stands around it."""
-    return max(part_of(spec, index)[0].rows for index in range(len(spec.parts) - 1))
-
-
-def part_of(spec: JobSpec, index: int) -> tuple[JobSpec, int]:
-    """What is read of one part, as a job of its own, and how many tokens stand before the part."""
-    start, stop = spec.parts[index], spec.parts[index + 1]
-    count = len(spec.token_ids)
-    head = spec.token_ids[:HEAD] if start else []
-    tail = spec.token_ids[count - tail_tokens(spec.config) :] if stop < count else []
-    own = replace(
-        spec, token_ids=[*head, *spec.token_ids[start:stop], *tail], parts=(), kept=None,
-        special_positions=[], turns=(),
+    return len(spec.hint) + max(
+        head_of(spec, index) + stop - start + tail_of(spec, index)
+        for index, (start, stop) in enumerate(pairwise(spec.parts))
     )
-    return own, len(head)
+
+
+def part_of(spec: JobSpec, index: int) -> JobSpec:
+    """What is read of one part, as a job of its own."""
+    start, stop = spec.parts[index], spec.parts[index + 1]
+    ids, tail = spec.token_ids, len(spec.token_ids) - tail_of(spec, index)
+    return replace(
+        spec, token_ids=[*ids[: head_of(spec, index)], *ids[start:stop], *ids[tail:]], parts=(),
+        kept=None, special_positions=[], turns=(),
+    )
 
 
 def shares(total: int, parts: Sequence[int], protected: Sequence[int]) -> list[int]:

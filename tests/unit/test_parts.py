@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from qm_vllm import QuickMergeConfig
 from qm_vllm.engine.messages import JobSpec
-from qm_vllm.engine.parts import HEAD, LEAST, TAIL, longest_part, part_of, parted, shares
+from qm_vllm.engine.parts import (
+    HEAD,
+    LEAST,
+    TAIL,
+    head_of,
+    longest_part,
+    part_of,
+    parted,
+    shares,
+)
 
 
 def spec_of(count: int, bounds: tuple[int, ...], **options: object) -> JobSpec:
@@ -59,11 +68,11 @@ def test_a_part_stands_between_the_ends_of_its_prompt(options, tail):
     spec = spec_of(3000, (0, 1000, 2000, 3000), **options)
     end = list(range(3000 - tail, 3000))
     first, middle, last = (part_of(spec, index) for index in range(3))
-    assert first[0].token_ids == [*range(1000), *end]
-    assert middle[0].token_ids == [*range(HEAD), *range(1000, 2000), *end]
-    assert last[0].token_ids == [*range(HEAD), *range(2000, 3000)]
-    assert [before for _, before in (first, middle, last)] == [0, HEAD, HEAD]
-    for own, _ in (first, middle, last):
+    assert first.token_ids == [*range(1000), *end]
+    assert middle.token_ids == [*range(HEAD), *range(1000, 2000), *end]
+    assert last.token_ids == [*range(HEAD), *range(2000, 3000)]
+    assert [head_of(spec, index) for index in range(3)] == [0, HEAD, HEAD]
+    for own in (first, middle, last):
         assert own.hint == (7, 8)
         assert own.parts == own.turns == ()
     assert longest_part(spec) == HEAD + 1000 + tail + 2

@@ -118,7 +118,7 @@ class CompressionJob:
             compressed = finish(states, evidence, scores, kept, spec.config, check=False)
         del states, seen
         if self.inject:
-            table = self._table(kept)
+            table = self._table(kept[:-1], len(kept))
             yield from self._lower_kv(kept[:-1], table)
             yield from self._upper_kv(compressed.states[:-1], table)
         self.end(self._report(compressed))
@@ -163,28 +163,39 @@ class CompressionJob:
         filled.rotated_keys = self.runner.rotate(layer, keys)
         return filled
 
-    def _table(self, kept: torch.Tensor) -> torch.Tensor | None:
-        """Angles that leave each kept token as far from the prompt's end as it was.
+    def _table(self, kept: torch.Tensor, k: int) -> torch.Tensor | None:
+        """Angles that leave kept tokens as far from the prompt's end as they were.
 
         vLLM goes on from position K - 1; the kept token i sits at kept_i - (N - K), which may
         be negative.
+
+        Args:
+            kept: positions in the prompt. k: K, how many are kept in all.
         """
-        if self.spec.config.positions == "compact" or len(kept) == len(self.spec.token_ids):
+        if self._positions == "compact" or k == len(self.spec.token_ids):
             return None
-        table = self.runner.place(kept[:-1] - (len(self.spec.token_ids) - len(kept)))
+        table = self.runner.place(kept - (len(self.spec.token_ids) - k))
         if table is None:
             self._positions = "compact"
         return table
 
-    def _lower_kv(self, kept: torch.Tensor, table: torch.Tensor | None) -> Iterator[int]:
-        """A layer's rows are read whole before its kept ones are written over them."""
+    def _lower_kv(
+        self, rows: torch.Tensor, table: torch.Tensor | None, source: JobCache | None = None,
+        start: int = 0,
+    ) -> Iterator[int]:
+        """Deliver kept rows of the layers below E, from row ``start`` of the result on.
+
+        Where they lie in the result's own blocks, a layer's rows are read whole before its kept
+        ones are written over them.
+        """
         assert self.cache is not None
+        source = source or self.cache
         for layer in range(self.spec.encoder_layers):
             with self._clock.phase("merge"):
-                keys, values = self.cache.whole(layer)
-                keys = self.runner.rotate(layer, keys[kept], table)
-                self.cache.deliver(layer, keys, values[kept])
-        yield len(kept)
+                keys, values = source.whole(layer)
+                keys = self.runner.rotate(layer, keys[rows], table, start=start)
+                self.cache.deliver(layer, keys, values[rows], start=start)
+        yield len(rows)
 
     def _upper_kv(self, states: torch.Tensor, table: torch.Tensor | None) -> Iterator[int]:
         assert self.cache is not None

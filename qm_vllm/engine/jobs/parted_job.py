@@ -13,16 +13,15 @@ from qm_vllm.compress import (
     Evidence,
     finish,
     keep_order,
-    round_to_blocks,
     score_tokens,
 )
 from qm_vllm.engine.dense.runner import DenseRunner
 from qm_vllm.engine.jobs.compression_job import CompressionJob
 from qm_vllm.engine.jobs.encoder_pass import Encoded, EncoderPass
 from qm_vllm.engine.jobs.job_cache import JobCache
-from qm_vllm.engine.memory import bound_kept
+from qm_vllm.engine.memory import most_kept
 from qm_vllm.engine.messages import JobSpec
-from qm_vllm.engine.parts import HEAD, TAIL, part_of, shares
+from qm_vllm.engine.parts import HEAD, TAIL, head_of, part_of, shares
 from qm_vllm.engine.upload import upload
 
 
@@ -41,8 +40,7 @@ class PartedJob(CompressionJob):
     def __init__(
         self, spec: JobSpec, runner: DenseRunner, cache: JobCache, scratch: JobCache
     ) -> None:
-        first, _ = part_of(spec, 0)
-        super().__init__(first, runner, scratch)
+        super().__init__(part_of(spec, 0), runner, scratch)
         self.spec, self.cache, self.scratch = spec, cache, scratch
         self._later: list[EncoderPass] = []
         self._units = self._all_parts()
@@ -58,7 +56,7 @@ class PartedJob(CompressionJob):
         for index, (start, stop) in enumerate(bounds):
             if index:
                 passed = EncoderPass(
-                    [part_of(self.spec, index)[0]], self.runner, [self.scratch.emptied()]
+                    [part_of(self.spec, index)], self.runner, [self.scratch.emptied()]
                 )
                 self._later.append(passed)
                 while cost := passed.advance():
@@ -67,10 +65,13 @@ class PartedJob(CompressionJob):
                 one = self._choose_part(passed, index, protected[start:stop], budgets[index])
             found.append(one)
             kept = one.kept if stop < len(self.spec.token_ids) else one.kept[:-1]
-            yield from self._deliver(index, kept, sum(budgets[:index]), total)
+            yield from self._lower_kv(
+                kept + head_of(self.spec, index), self._table(kept + start, total), self.scratch,
+                sum(budgets[:index]),
+            )
         self.scratch.emptied()
         merged = self._joined(found)
-        table = self._table_at(merged.kept[:-1], total)
+        table = self._table(merged.kept[:-1], total)
         yield from self._upper_kv(merged.states[:-1], table)
         self.end(self._report(merged))
 
@@ -82,11 +83,9 @@ class PartedJob(CompressionJob):
         if spec.kept is not None:
             return [sum(start <= at < stop for at in spec.kept) for start, stop in bounds]
         count, floor = len(spec.token_ids), int(protected.sum())
-        total = bound_kept(spec.config, count, floor)
-        if spec.block_size is not None:
-            total = round_to_blocks(total, count, floor, spec.block_size)
         return shares(
-            total, spec.parts, [int(protected[start:stop].sum()) for start, stop in bounds]
+            most_kept(spec.config, count, floor, spec.block_size), spec.parts,
+            [int(protected[start:stop].sum()) for start, stop in bounds],
         )
 
     def _choose_part(
@@ -95,7 +94,7 @@ class PartedJob(CompressionJob):
         """A part's own states and positions; what stands around it is scored, too, and left out."""
         spec, seen = self.spec, passed.encoded[0]
         start, stop = spec.parts[index], spec.parts[index + 1]
-        before, last = part_of(spec, index)[1], stop == len(spec.token_ids)
+        before, last = head_of(spec, index), stop == len(spec.token_ids)
         own, norms = slice(before, before + stop - start), seen.evidence.norms
         config = replace(  # what a score leaves out at either end, because it stays in any case
             spec.config,
@@ -112,33 +111,6 @@ class PartedJob(CompressionJob):
         evidence = Evidence(stop - start, norms=None if norms is None else norms[own])
         kept = order[:budget].sort().values
         return finish(states, evidence, scores, kept, spec.config, check=False)
-
-    def _deliver(
-        self, index: int, kept: torch.Tensor, done: int, total: int
-    ) -> Iterator[int]:
-        """Put a part's kept keys and values below E behind those of the parts before.
-
-        Args:
-            kept: positions in the part. done: kept in earlier parts. total: K.
-        """
-        assert self.cache is not None
-        table = self._table_at(kept + self.spec.parts[index], total)
-        rows = kept + part_of(self.spec, index)[1]
-        for layer in range(self.spec.encoder_layers):
-            with self._clock.phase("merge"):
-                keys, values = self.scratch.whole(layer)
-                keys = self.runner.rotate(layer, keys[rows], table, start=done)
-                self.cache.deliver(layer, keys, values[rows], start=done)
-        yield len(kept)
-
-    def _table_at(self, kept: torch.Tensor, total: int) -> torch.Tensor | None:
-        """Angles that leave positions of the prompt as far from its end as they were."""
-        if self._positions == "compact":
-            return None
-        table = self.runner.place(kept - (len(self.spec.token_ids) - total))
-        if table is None:
-            self._positions = "compact"
-        return table
 
     def _joined(self, found: Sequence[Compressed]) -> Compressed:
         """All parts as one; figures are means, weighted by the parts' tokens."""

@@ -21,14 +21,13 @@ from qm_vllm.compress import (
     QueryAttention,
     choose,
     choose_for_heads,
-    round_to_blocks,
     scores_of_heads,
     window_attention,
 )
 from qm_vllm.compress.head_choice import HEAD_QUERIES
 from qm_vllm.config import ConfigError
 from qm_vllm.engine.agreement import OtherRankFailed, over_ranks, together
-from qm_vllm.engine.memory import AT_ONCE, bound_kept
+from qm_vllm.engine.memory import AT_ONCE, most_kept
 from qm_vllm.engine.messages import JobResult, JobSpec
 from qm_vllm.engine.native.blocks import first_block, split
 from qm_vllm.engine.native.layers import NativeLayer
@@ -211,8 +210,7 @@ class NativeJob:
             return len(spec.kept)
         floor = int(spec.protected().sum())
         assert spec.block_size is not None
-        bound = bound_kept(spec.config, count, floor)
-        return round_to_blocks(bound, count, floor, spec.block_size)
+        return most_kept(spec.config, count, floor, spec.block_size)
 
     def _move_newest(self, source: Sequence[torch.Tensor], k: int) -> None:
         """Copy what sliding windows keep into the job's own blocks.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qm_vllm.compress import round_to_blocks
 from qm_vllm.engine.facts import EngineFacts
-from qm_vllm.engine.memory import bound_kept, job_bytes
+from qm_vllm.engine.memory import job_bytes, most_kept
 from qm_vllm.engine.messages import JobSpec
 from qm_vllm.engine.native.blocks import prompt_blocks
 from qm_vllm.engine.parts import longest_part
@@ -41,7 +40,8 @@ def demand_of(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
     Raises:
         ConfigError: max_kept cannot hold the protected positions.
     """
-    size, at_most = spec.block_size, most_kept(spec, protected)
+    size = spec.block_size
+    at_most = most_kept(spec.config, len(spec.token_ids), protected, size)
     if spec.parts:
         return _parted_demand(spec, at_most + len(spec.parts), facts)
     held = job_bytes(spec.config, facts.shape, spec.rows, at_most)
@@ -50,20 +50,12 @@ def demand_of(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
     if size is None:
         return Demand(held, 0, 0, 0)
     kept = -(-max(0, at_most - 1) // size)
-    # Where results are not found through the prefix cache, they are copied once.
-    spare = 1 if facts.prefix_caching else kept + 1
-    return Demand(held, -(-spec.rows // size), kept, spare)
+    return Demand(held, -(-spec.rows // size), kept, _spare(kept, facts))
 
 
-def most_kept(spec: JobSpec, protected: int) -> int:
-    """K, or the most that it can be where it depends on the content, rounded to blocks.
-
-    Raises:
-        ConfigError: max_kept cannot hold the protected positions.
-    """
-    tokens, size = len(spec.token_ids), spec.block_size
-    at_most = bound_kept(spec.config, tokens, protected)
-    return at_most if size is None else round_to_blocks(at_most, tokens, protected, size)
+def _spare(kept: int, facts: EngineFacts) -> int:
+    """Where results are not found through the prefix cache, they are copied once."""
+    return 1 if facts.prefix_caching else kept + 1
 
 
 def _parted_demand(spec: JobSpec, at_most: int, facts: EngineFacts) -> Demand:
@@ -73,8 +65,7 @@ def _parted_demand(spec: JobSpec, at_most: int, facts: EngineFacts) -> Demand:
     held = job_bytes(spec.config, shape, span, min(span, at_most))
     held += 2 * at_most * shape.hidden_size * shape.value_bytes + len(spec.token_ids) * HELD
     kept = -(-at_most // size)
-    spare = 1 if facts.prefix_caching else kept + 1
-    return Demand(held, -(-span // size) + kept, kept, spare)
+    return Demand(held, -(-span // size) + kept, kept, _spare(kept, facts))
 
 
 def fits(demand: Demand, room: Room) -> bool:

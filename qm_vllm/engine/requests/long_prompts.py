@@ -12,10 +12,10 @@ from typing import Any
 
 from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
-from qm_vllm.engine.memory import bound_kept
+from qm_vllm.engine.memory import bound_kept, most_kept
 from qm_vllm.engine.messages import JobSpec
 from qm_vllm.engine.parts import HEAD, parted, tail_tokens
-from qm_vllm.engine.requests.demands import Room, demand_of, fits, most_kept, must_fit
+from qm_vllm.engine.requests.demands import Room, demand_of, fits, must_fit
 from qm_vllm.engine.untouched import Untouched
 from qm_vllm.request_options import parse_request_args
 from qm_vllm_patches.requests import Arrival
@@ -102,7 +102,7 @@ def fitted(
         ConfigError: max_kept cannot hold the protected positions.
         Untouched: it cannot be served; the message says what to change.
     """
-    kept = most_kept(spec, protected)
+    kept = most_kept(spec.config, len(spec.token_ids), protected, spec.block_size)
     problem = no_room(kept, max_tokens, facts.max_model_len)
     if problem:
         raise Untouched("too_long", problem)

@@ -6,10 +6,10 @@ import hashlib
 from array import array
 from dataclasses import dataclass, replace
 
-from qm_vllm.compress import needs, protected_positions, round_to_blocks
+from qm_vllm.compress import needs, protected_positions
 from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
-from qm_vllm.engine.memory import bound_kept
+from qm_vllm.engine.memory import bound_kept, most_kept
 from qm_vllm.engine.messages import JobSpec
 from qm_vllm.engine.native.blocks import own_blocks
 from qm_vllm.engine.requests.chat_turns import places
@@ -255,8 +255,7 @@ def _spec(
     own: list[int] = []
     if config.delivery == "native":
         assert block_size is not None
-        bound = bound_kept(config, len(ids), protects)
-        kept = round_to_blocks(bound, len(ids), protects, block_size)
+        kept = most_kept(config, len(ids), protects, block_size)
         own = own_blocks(kept, facts.windows, block_size)
     spec = JobSpec(
         id=0, key=digest.hexdigest(), token_ids=ids, config=config, encoder_layers=depth,
