@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 FORWARD = "_forward_method"
 CACHE = "cos_sin_cache"
+"""A rotary embedding's table of angles."""
 
 
 def fused_forwards(layer: nn.Module) -> list[tuple[Any, Callable[..., Any]]]:
@@ -115,3 +116,9 @@ def _rms_norm(module: Any) -> Callable[..., Any]:
 def _silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     half = x.shape[-1] // 2
     return F.silu(x[..., :half]).mul_(x[..., half:])
+
+
+def positions_of(rotary: Any) -> int | None:
+    """How many positions a rotary embedding's table of angles knows; None: it has no table."""
+    cache = getattr(rotary, "_buffers", {}).get(CACHE)
+    return None if cache is None else int(cache.shape[0])

@@ -87,6 +87,11 @@ def test_keys_are_rotated_by_their_own_layer():
         assert torch.equal(plain, before)
 
 
+def test_tables_of_angles_say_how_far_positions_reach():
+    assert runner(Rotary(), Rotary(rows=48), None).reach == 48
+    assert runner(None).reach is None
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_attention_fills_the_keys_and_values_that_the_caller_wants(given):
     seen = record()

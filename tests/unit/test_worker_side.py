@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,7 @@ def test_a_failed_jobs_traceback_is_in_the_log(caplog, monkeypatch):
 
     class Runner:
         device, view = torch.device("cpu"), SimpleNamespace(layers=[None] * 6)
+        reach = None
 
         def embed(self, ids):
             raise MemoryError("not enough for these rows")
@@ -84,9 +86,21 @@ def test_a_failed_jobs_traceback_is_in_the_log(caplog, monkeypatch):
     assert made.collect().results[5].error == "MemoryError: not enough for these rows"
 
 
+@pytest.mark.parametrize("parts", [(), (0, 32, 64)])
+def test_no_position_is_asked_for_behind_a_tables_end(parts):
+    made = side()
+    made.runner = SimpleNamespace(view=SimpleNamespace(layers=[]), reach=40)
+    made.problem = None
+    long = replace(spec(1), token_ids=list(range(64)), parts=parts)
+    made.work(StepMessage(jobs=[long]))
+    error = made.collect().results[1].error
+    assert error == "the rotary embedding knows 40 positions, 64 are needed"
+
+
 def test_a_job_that_cannot_begin_fails_alone(caplog, monkeypatch):
     made = side()
-    made.runner, made.problem = SimpleNamespace(view=SimpleNamespace(layers=[])), None
+    made.runner = SimpleNamespace(view=SimpleNamespace(layers=[]), reach=None)
+    made.problem = None
 
     def broken(*_):
         raise ArithmeticError("no start")

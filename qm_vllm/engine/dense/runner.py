@@ -19,7 +19,7 @@ from qm_vllm.engine.dense.taps import AttentionTap, LayerRecord, RotaryTap, Sink
 from qm_vllm.engine.memory import AT_ONCE
 from qm_vllm.engine.upload import upload
 from qm_vllm_patches.decoder import DecoderView
-from qm_vllm_patches.fused_ops import rotary_forward, rotary_table
+from qm_vllm_patches.fused_ops import positions_of, rotary_forward, rotary_table
 
 
 class Stream:
@@ -134,10 +134,11 @@ class DenseRunner:
         shared = rotary and all(one is rotary[0] for one in rotary)
         return rotary_table(rotary[0], positions) if shared else None
 
-    def can_place(self) -> bool:
-        """Whether kept tokens can stay at their distances, as far as this decoder is injected."""
-        sliding = any(view.sliding_window is not None for view in self.view.layers)
-        return sliding or self.place(torch.zeros(1, dtype=torch.long)) is not None
+    @property
+    def reach(self) -> int | None:
+        """How many positions all of the layers' tables of angles know; None: they have none."""
+        known = [positions_of(view.rotary) for view in self.view.layers]
+        return min((count for count in known if count is not None), default=None)
 
     def rotate(
         self, layer: int, keys: torch.Tensor, table: torch.Tensor | None = None, *,

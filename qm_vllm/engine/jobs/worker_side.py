@@ -209,17 +209,23 @@ class WorkerSide:
         self.jobs[spec.id] = job
 
     def _job(self, spec: JobSpec, runner: DenseRunner) -> CompressionJob:
+        """Raises Untouched: the model cannot be run over so many tokens, or the cache not read."""
+        rows, most = longest_part(spec) if spec.parts else spec.rows, runner.reach
+        places = spec.rows if spec.config.positions == "source" else rows
+        if most is not None and places > most:  # behind a table's end a GPU would stop for good
+            raise Untouched(
+                "too_long", f"the rotary embedding knows {most} positions, {places} are needed"
+            )
         if spec.config.delivery != "inject":
             return CompressionJob(spec, runner)
         if self.cache_problem:
             raise Untouched("no_cache", self.cache_problem)
         if not spec.parts:
             return CompressionJob(spec, runner, self._cache_of(spec.blocks, spec.rows))
-        span = longest_part(spec)
-        own = len(spec.blocks) - -(-span // self.block_size)
+        own = len(spec.blocks) - -(-rows // self.block_size)
         return PartedJob(
             spec, runner, self._cache_of(spec.blocks[:own], own * self.block_size),
-            self._cache_of(spec.blocks[own:], span),
+            self._cache_of(spec.blocks[own:], rows),
         )
 
     def _cache_of(self, blocks: Sequence[int], rows: int) -> JobCache:
