@@ -136,13 +136,9 @@ def test_a_score_that_looks_at_nothing_is_an_invalid_option():
 
 
 @pytest.mark.parametrize("tokenizer", [None, Numbers()])
-def test_an_engine_that_cannot_read_its_own_hint_says_so(caplog, monkeypatch, tokenizer):
-    import logging
-
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    with caplog.at_level(logging.WARNING):
-        Engine(QuickMergeConfig(hint="5"), hints=Hints(tokenizer))
-    assert ("no tokenizer" in caplog.text) is (tokenizer is None)
+def test_an_engine_that_cannot_read_its_own_hint_says_so(vllm_log, tokenizer):
+    Engine(QuickMergeConfig(hint="5"), hints=Hints(tokenizer))
+    assert ("no tokenizer" in vllm_log.text) is (tokenizer is None)
 
 
 def test_auto_gives_a_short_prompt_no_first_token_behind_a_hint():

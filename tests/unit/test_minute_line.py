@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import logging
-
 from qm_vllm.engine.requests import minute_line
 from qm_vllm.engine.requests.minute_line import MinuteLine
 from qm_vllm.engine.requests.tally import Tally
 
 
-def test_one_line_a_minute_and_none_while_idle(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+def test_one_line_a_minute_and_none_while_idle(vllm_log):
     now, tally = [0.0], Tally()
     line = MinuteLine(lambda: now[0])
     own = minute_line.logger.name
 
     def records():
-        return [record for record in caplog.records if record.name == own]
+        return [record for record in vllm_log.records if record.name == own]
 
-    with caplog.at_level(logging.INFO, logger=own):
-        for second in range(0, 59, 2):
-            now[0] = float(second)
-            tally.compressed(1000, 385, 32)
-            tally.level(jobs_waiting=2)
-            line.observe(tally.take())
-        assert not records()
-        now[0] = 61.0
-        tally.untouched("short")
+    for second in range(0, 59, 2):
+        now[0] = float(second)
+        tally.compressed(1000, 385, 32)
+        tally.level(jobs_waiting=2)
         line.observe(tally.take())
-        now[0] = 200.0
-        line.observe(None)
+    assert not records()
+    now[0] = 61.0
+    tally.untouched("short")
+    line.observe(tally.take())
+    now[0] = 200.0
+    line.observe(None)
     (said,) = {record.getMessage() for record in records()}
     assert "last 61 s: compressed requests 30, untouched requests 1" in said
     assert "source tokens 30,000, kept tokens 11,550" in said

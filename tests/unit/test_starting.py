@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from qm_vllm import QuickMergeConfig
@@ -23,25 +21,19 @@ from tests.unit.test_scheduler_side import Engine
     ({"no_inject": "OPT has no adapter"}, {"enabled": False}, False),
     ({}, {}, False),
 ])
-def test_an_engine_whose_requests_all_pass_says_so_once(
-    caplog, monkeypatch, changes, options, warned
-):
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    with caplog.at_level(logging.WARNING):
-        engine = Engine(QuickMergeConfig(**options), **changes)
-        for name in "ab":
-            engine.add(name)
+def test_an_engine_whose_requests_all_pass_says_so_once(vllm_log, changes, options, warned):
+    engine = Engine(QuickMergeConfig(**options), **changes)
+    for name in "ab":
+        engine.add(name)
     # One that passes two loggers with handlers (once vLLM was imported) is there twice.
-    lines = {id(record) for record in caplog.records if "untouched" in record.getMessage()}
+    lines = {id(record) for record in vllm_log.records if "untouched" in record.getMessage()}
     assert len(lines) == int(warned)
 
 
-def test_a_worker_that_cannot_run_the_layers_is_told_at_start(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+def test_a_worker_that_cannot_run_the_layers_is_told_at_start(vllm_log):
     engine = Engine()
-    with caplog.at_level(logging.WARNING):
-        engine.side.workers_started([WorkerStart(1 << 30, "layer 3 uses a sliding window")])
-    assert "layer 3 uses a sliding window" in caplog.text
+    engine.side.workers_started([WorkerStart(1 << 30, "layer 3 uses a sliding window")])
+    assert "layer 3 uses a sliding window" in vllm_log.text
 
 
 def test_other_connectors_beside_several_cache_groups_are_refused():

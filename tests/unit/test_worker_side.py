@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -51,22 +50,19 @@ Sour.__name__ = "LlamaForCausalLM"
     object(), None, 7, Sour(), Llama([object()]), Llama(5),
     Llama([SimpleNamespace(self_attn=None)]), torch.nn.Linear(2, 2),
 ], ids=["object", "none", "number", "sour", "layer", "no list", "no attention", "module"])
-def test_any_model_is_survived_and_the_reason_told(caplog, monkeypatch, model):
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+def test_any_model_is_survived_and_the_reason_told(vllm_log, model):
     made = side()
-    with caplog.at_level(logging.INFO):
-        made.attach_model(model, torch.float32, torch.device("cpu"))
+    made.attach_model(model, torch.float32, torch.device("cpu"))
     assert made.problem
     assert made.start_message().problem == made.problem
-    assert made.problem in caplog.text
+    assert made.problem in vllm_log.text
     made.work(StepMessage(jobs=[spec(1)]))
     (result,) = made.collect().results.values()
     assert made.problem in result.error
     assert not made.jobs
 
 
-def test_a_failed_jobs_traceback_is_in_the_log(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+def test_a_failed_jobs_traceback_is_in_the_log(vllm_log):
 
     class Runner:
         device, view = torch.device("cpu"), SimpleNamespace(layers=[None] * 6)
@@ -78,11 +74,10 @@ def test_a_failed_jobs_traceback_is_in_the_log(caplog, monkeypatch):
     made = side()
     made.runner, made.problem = Runner(), None
     made.cache = SimpleNamespace(block_size=32)
-    with caplog.at_level(logging.ERROR):
-        made.work(StepMessage(jobs=[spec(5)]))
-    told = [record.exc_info[1] for record in caplog.records if record.exc_info]
+    made.work(StepMessage(jobs=[spec(5)]))
+    told = [record.exc_info[1] for record in vllm_log.records if record.exc_info]
     assert {type(error) for error in told} == {MemoryError}
-    assert "embed" in "".join(frame for frame in caplog.text.splitlines())
+    assert "embed" in "".join(frame for frame in vllm_log.text.splitlines())
     assert made.collect().results[5].error == "MemoryError: not enough for these rows"
 
 
@@ -97,7 +92,7 @@ def test_no_position_is_asked_for_behind_a_tables_end(parts):
     assert error == "the rotary embedding knows 40 positions, 64 are needed"
 
 
-def test_a_job_that_cannot_begin_fails_alone(caplog, monkeypatch):
+def test_a_job_that_cannot_begin_fails_alone(vllm_log, monkeypatch):
     made = side()
     made.runner = SimpleNamespace(view=SimpleNamespace(layers=[]), reach=None)
     made.problem = None
