@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -31,16 +29,13 @@ def test_the_installed_vllm_plays_its_part():
     assert not missed()
 
 
-def test_it_leaves_nothing_behind_and_says_nothing(caplog):
+def test_it_leaves_nothing_behind_and_says_nothing(vllm_log):
     marker = object()
     kv_transfer_state._KV_CONNECTOR_AGENT = marker
     try:
-        with caplog.at_level(logging.INFO):
-            began = time.perf_counter()
-            assert not missed()
-        assert time.perf_counter() - began < 5  # hundredths of a second on a quiet machine
+        assert not missed()
         assert kv_transfer_state._KV_CONNECTOR_AGENT is marker
-        assert not [record for record in caplog.records if "onnector" in record.message]
+        assert not [record for record in vllm_log.records if "onnector" in record.message]
     finally:
         kv_transfer_state._KV_CONNECTOR_AGENT = None
 
