@@ -149,7 +149,9 @@ def ranks(x: torch.Tensor) -> torch.Tensor:
     return (below + (ties - 1) / 2) / (len(x) - 1)
 
 
-def looked_up(weights: torch.Tensor, n: int, protect_last: int) -> torch.Tensor:
+def looked_up(
+    weights: torch.Tensor, n: int, protect_last: int, protect_first: int = 4
+) -> torch.Tensor:
     """Three views of the attention [H, 64, N] of the last positions, ranks by shares."""
     recent = weights[:, -8:].mean(1)
     age = torch.arange(weights.shape[1] - 1, -1, -1, dtype=torch.float64)
@@ -157,7 +159,7 @@ def looked_up(weights: torch.Tensor, n: int, protect_last: int) -> torch.Tensor:
     views = [recent.max(0).values, aged.flatten(0, 1).max(0).values, recent.norm(dim=0)]
     places = []
     for view, ahead, share in zip(views, (64, 8, 2), (0.2, 0.5, 0.3), strict=True):
-        view[:4] = 0
+        view[:protect_first] = 0
         view[n - protect_last :] = 0
         distance = torch.arange(n)[:, None] - torch.arange(n)[None]  # of i from j
         fall = torch.where(distance >= 0, distance / ahead, -distance / 2).double()

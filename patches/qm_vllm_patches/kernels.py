@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+SCALES = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": "auto"}
+
 
 @dataclass(frozen=True, eq=False)
 class CpuAttention:
@@ -38,6 +40,14 @@ class CpuAttention:
             cpu_attn_get_scheduler_metadata, cpu_attention_with_kv_cache,
         )
 
+    def append(
+        self, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write rows; arguments as of :meth:`run`. Returns the cache's keys and its values."""
+        key_cache, value_cache = cache.chunk(2, dim=2)
+        self.store(key, value, key_cache, value_cache, slots, self.isa, **SCALES)
+        return key_cache, value_cache
+
     def run(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor,
         *, slots: torch.Tensor, sizes: Sequence[int], bounds: Sequence[int], table: torch.Tensor,
@@ -53,9 +63,7 @@ class CpuAttention:
             table: blocks of each prompt, int32 [prompts, blocks of the longest].
             window: newest positions that a query sees; -1: all.
         """
-        key_cache, value_cache = cache.chunk(2, dim=2)
-        scales = {"k_scale": 1.0, "v_scale": 1.0, "kv_cache_dtype": "auto"}
-        self.store(key, value, key_cache, value_cache, slots, self.isa, **scales)
+        key_cache, value_cache = self.append(key, value, cache, slots)
         lengths = torch.tensor(sizes, dtype=torch.int32)
         starts = torch.tensor(bounds, dtype=torch.int32)
         plan = self.plan(
@@ -69,7 +77,7 @@ class CpuAttention:
             query=query, key_cache=key_cache, value_cache=value_cache, output=out,
             query_start_loc=starts, seq_lens=lengths, scale=scale, causal=True,
             alibi_slopes=None, sliding_window=window, block_table=table, softcap=0,
-            scheduler_metadata=plan, s_aux=None, dynamic_causal=None, **scales,
+            scheduler_metadata=plan, s_aux=None, dynamic_causal=None, **SCALES,
         )
         return out
 

@@ -52,9 +52,9 @@ class QueryAttention:
         question = weights.amax(0).float() * say(weights.shape[1], weights.device)
         return cls(recent.amax(0), question.amax(0), recent.square().sum(0))
 
-    def of_first(self, count: int) -> QueryAttention:
-        """Of the first tokens alone: a hint behind a prompt looks at it and is no part of it."""
-        return QueryAttention(self.recent[:count], self.question[:count], self.energy[:count])
+    def of_rows(self, rows: slice) -> QueryAttention:
+        """Of some tokens alone: a hint behind a prompt looks at it and is no part of it."""
+        return QueryAttention(self.recent[rows], self.question[rows], self.energy[rows])
 
     @classmethod
     def joined(cls, parts: Sequence[QueryAttention]) -> QueryAttention:

@@ -1,23 +1,21 @@
 """A prompt that is read in parts: where these begin and end, and what each of them keeps.
 
 It is, where the whole is longer than the model was trained for, or than the memory of jobs holds.
-Each part is read with the prompt's first tokens before it, because models leave attention there
-that belongs nowhere (Xiao et al. 2023, "Efficient Streaming Language Models with Attention
-Sinks"), and with the prompt's last ones behind it, because these say what is looked for.
+Each part is read over what was kept of those before it, as the answer will be, and with the
+prompt's last tokens behind it, because these say what is looked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from qm_vllm.compress import needs
 from qm_vllm.config import QuickMergeConfig
+from qm_vllm.engine.memory import most_kept
 from qm_vllm.engine.messages import JobSpec
 
-HEAD = 4
-"""First tokens of the prompt that stand before each later part."""
 TAIL = 256
 """Last tokens of the prompt that stand behind each earlier part."""
 LEAST = 2 * TAIL
@@ -35,7 +33,7 @@ def parted(num_tokens: int, span: int, around: int) -> tuple[int, ...] | None:
 
     Args:
         num_tokens: N. span: tokens that can be read at once. around: of these, those that stand
-            before and behind a part.
+            behind a part.
 
     Returns:
         0, ..., N; None where a part would be shorter than :data:`LEAST`.
@@ -47,21 +45,49 @@ def parted(num_tokens: int, span: int, around: int) -> tuple[int, ...] | None:
     return tuple(num_tokens * index // count for index in range(count + 1))
 
 
-def head_of(spec: JobSpec, index: int) -> int:
-    """How many tokens stand before a part."""
-    return HEAD if index else 0
-
-
 def tail_of(spec: JobSpec, index: int) -> int:
     """How many stand behind it, without a hint."""
     return tail_tokens(spec.config) if index < len(spec.parts) - 2 else 0
 
 
 def longest_part(spec: JobSpec) -> int:
-    """Tokens of the part of which most are read at once, with what stands around it."""
-    return len(spec.hint) + max(
-        head_of(spec, index) + stop - start + tail_of(spec, index)
+    """Tokens of the part of which most are read at once, with what stands behind it."""
+    return max(_rows(spec))
+
+
+def places_needed(spec: JobSpec) -> int:
+    """Positions that the model must know for the parts: where each comes behind what was kept.
+
+    Raises:
+        ConfigError: max_kept cannot hold the protected positions.
+    """
+    if spec.config.positions == "source":
+        return spec.rows
+    before = [0, *accumulate(budgets(spec))]
+    return max(kept + rows for kept, rows in zip(before, _rows(spec), strict=False))
+
+
+def _rows(spec: JobSpec) -> list[int]:
+    return [
+        stop - start + tail_of(spec, index) + len(spec.hint)
         for index, (start, stop) in enumerate(pairwise(spec.parts))
+    ]
+
+
+def budgets(spec: JobSpec) -> list[int]:
+    """How many tokens each part keeps.
+
+    Raises:
+        ConfigError: max_kept cannot hold the protected positions.
+    """
+    bounds = list(pairwise(spec.parts))
+    if spec.kept is not None:
+        return [sum(start <= at < stop for at in spec.kept) for start, stop in bounds]
+    protected = spec.protected()
+    count, floor = len(spec.token_ids), int(protected.sum())
+    return shares(
+        most_kept(spec.config, count, floor, spec.block_size), spec.parts,
+        [int(protected[start:stop].sum()) for start, stop in bounds],
     )
 
 
@@ -70,8 +96,8 @@ def part_of(spec: JobSpec, index: int) -> JobSpec:
     start, stop = spec.parts[index], spec.parts[index + 1]
     ids, tail = spec.token_ids, len(spec.token_ids) - tail_of(spec, index)
     return replace(
-        spec, token_ids=[*ids[: head_of(spec, index)], *ids[start:stop], *ids[tail:]], parts=(),
-        kept=None, special_positions=[], turns=(),
+        spec, token_ids=[*ids[start:stop], *ids[tail:]], parts=(), kept=None,
+        special_positions=[], turns=(),
     )
 
 

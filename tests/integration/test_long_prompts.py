@@ -6,7 +6,7 @@ import pytest
 from vllm.exceptions import VLLMValidationError
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.parts import HEAD, TAIL
+from qm_vllm.engine.parts import TAIL
 from tests.engines import engine, forced_async, random_prompt
 from tests.families import build
 from tests.integration.generate import greedy, run
@@ -92,13 +92,17 @@ def short_model(tmp_path_factory):
     return folder
 
 
+def bounds_of(count: int, parts: int) -> list[int]:
+    return [count * index // parts for index in range(parts + 1)]
+
+
 @pytest.mark.parametrize(("caching", "ahead"), [(True, False), (False, True)])
 def test_beyond_what_the_model_reads_a_prompt_is_read_in_parts(
     short_model, caching, ahead, expected
 ):
     ids = random_prompt(2600, 5)
     reference = PartedReference(str(short_model))
-    config = QuickMergeConfig(ratio=0.25, max_source_tokens=4000, details=True)
+    config = QuickMergeConfig(ratio=0.15, max_source_tokens=4000, details=True)
     with forced_async(ahead), engine(
         short_model, config, skip_tokenizer_init=True, max_model_len=1024,
         enable_prefix_caching=caching, async_scheduling=ahead,
@@ -107,10 +111,9 @@ def test_beyond_what_the_model_reads_a_prompt_is_read_in_parts(
         ((_, refused),) = run(llm, [ids], greedy(12, min_tokens=3000))
         ((again, _),) = run(llm, [ids], greedy(12))
     assert refused["status"] == "refused"
-    count = -(-len(ids) // (1024 - HEAD - TAIL))
-    bounds = [len(ids) * i // count for i in range(count + 1)]
+    # In four parts, the third would be 650 tokens and the tail's 256 behind 192 kept ones.
     want = reference.generate_parted(
-        ids, bounds, ratio=0.25, block_size=32, max_tokens=12, E=4, head=HEAD, tail=TAIL,
+        ids, bounds_of(len(ids), 5), ratio=0.15, block_size=32, max_tokens=12, E=4, tail=TAIL,
         special=frozenset({0, 1, 2}),
     )
     assert report["status"] == "compressed", report
@@ -118,3 +121,20 @@ def test_beyond_what_the_model_reads_a_prompt_is_read_in_parts(
     assert report["positions"] == "compact"
     assert tokens == again == want.tokens
     assert report["kv_blocks"] == -(-(len(want.kept) + 11) // 32)
+
+
+def test_in_a_small_cache_parts_keep_the_positions_that_the_model_knows(tiny_models):
+    ids = LONG["1500"]
+    config = QuickMergeConfig(ratio=0.25, max_source_tokens=4000, details=True)
+    with engine(
+        tiny_models("llama"), config, skip_tokenizer_init=True, max_model_len=512,
+        num_gpu_blocks_override=44,
+    ) as llm:
+        ((tokens, report),) = run(llm, [ids], greedy(12))
+    want = PartedReference(str(tiny_models("llama"))).generate_parted(
+        ids, bounds_of(len(ids), 3), ratio=0.25, block_size=32, max_tokens=12, E=4, tail=TAIL,
+        special=frozenset({0, 1, 2}), source=True,
+    )
+    assert report["positions"] == "source"
+    assert report["details"]["kept_indices"] == want.kept
+    assert tokens == want.tokens

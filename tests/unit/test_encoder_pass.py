@@ -58,6 +58,27 @@ def test_a_prompt_in_chunks_attends_as_by_the_book(backend, window, chunk):
     torch.testing.assert_close(got, written_out(query, key, value, window), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("given", [True, False])
+def test_rows_that_precede_a_prompt_are_seen_as_if_they_had_been_run(backend, window, given):
+    attn = attention()
+    attn.head_size = SIZE
+    dense, before = backend(attn, torch.float32, torch.device("cpu")), 150
+    query, key, value = rows(3)
+    keys, values = (torch.zeros_like(key) for _ in range(2))
+    dense.begin(400, window, *((keys, values) if given else ()))
+    dense.precede(key[:before], value[:before])
+    got = torch.cat([
+        dense.attend(*(x[start : start + 100] for x in (query, key, value)), start)
+        for start in range(before, 400, 100)
+    ])
+    wanted = written_out(query, key, value, window)[before:]
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert torch.equal(keys, key) is given
+    assert torch.equal(values, value) is given
+
+
 @pytest.mark.parametrize(("isa", "expected"), [
     ("vec", CpuFlashAttention), ("vec16", CpuFlashAttention), ("amx", CpuKernelAttention),
 ])

@@ -229,7 +229,7 @@ def test_rows_of_hints_count_where_prompts_go_together():
 
 def test_what_a_hint_sees_of_itself_is_left_out():
     weights = torch.randn(3, 5, 20).softmax(-1)
-    part = QueryAttention.of(weights).of_first(15)
+    part = QueryAttention.of(weights).of_rows(slice(15))
     want = QueryAttention.of(weights[:, :, :15])
     for name in ("recent", "question", "energy"):
         assert torch.equal(getattr(part, name), getattr(want, name))

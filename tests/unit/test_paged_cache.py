@@ -134,3 +134,22 @@ def test_a_result_is_written_over_the_rows_it_was_chosen_from(aside, kept, seed)
         assert torch.equal(got[1], values[index])
         others = [block for block in range(BLOCKS) if block not in blocks]
         assert not cache.tensors[attn.layer_name][others].any()
+
+
+@pytest.mark.parametrize("aside", [False, True])
+def test_rows_that_are_delivered_in_parts_are_read_again(aside):
+    attns, cache = made(Backend(4), layers=2)
+    cache.learn(attns)
+    layers = [SimpleNamespace(module=attn) for attn in attns]
+    job = JobCache(cache, [9, 2, 11], layers, 3 * SIZE, torch.device("cpu"), aside=aside)
+    count = 2 * SIZE + 3
+    for layer in range(2):
+        keys, values = rows(count, layer)
+        for start, stop in ((0, 5), (5, SIZE + 1), (SIZE + 1, count)):
+            part = slice(start, stop)
+            job.deliver(layer, keys[part], values[part], start=start, in_parts=True)
+            for got, wanted in zip(job.delivered(layer, stop), (keys, values), strict=True):
+                assert torch.equal(got, wanted[:stop])
+        stored = cache.read(attns[layer], torch.tensor([9, 2, 11]), count)
+        assert torch.equal(stored[0], keys)
+        assert torch.equal(stored[1], values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,13 +12,13 @@ from hypothesis import strategies as st
 from qm_vllm import QuickMergeConfig
 from qm_vllm.engine.messages import JobSpec
 from qm_vllm.engine.parts import (
-    HEAD,
     LEAST,
     TAIL,
-    head_of,
+    budgets,
     longest_part,
     part_of,
     parted,
+    places_needed,
     shares,
 )
 
@@ -64,15 +65,29 @@ def test_shares_add_up_and_hold_what_is_protected(parts, total):
 @pytest.mark.parametrize(("options", "tail"), [
     ({}, TAIL), ({"query_visible": False, "hint": "x"}, 0), ({"saliency": "entropy"}, 0),
 ])
-def test_a_part_stands_between_the_ends_of_its_prompt(options, tail):
+def test_a_part_stands_before_the_end_of_its_prompt(options, tail):
     spec = spec_of(3000, (0, 1000, 2000, 3000), **options)
     end = list(range(3000 - tail, 3000))
     first, middle, last = (part_of(spec, index) for index in range(3))
     assert first.token_ids == [*range(1000), *end]
-    assert middle.token_ids == [*range(HEAD), *range(1000, 2000), *end]
-    assert last.token_ids == [*range(HEAD), *range(2000, 3000)]
-    assert [head_of(spec, index) for index in range(3)] == [0, HEAD, HEAD]
+    assert middle.token_ids == [*range(1000, 2000), *end]
+    assert last.token_ids == list(range(2000, 3000))
     for own in (first, middle, last):
         assert own.hint == (7, 8)
         assert own.parts == own.turns == ()
-    assert longest_part(spec) == HEAD + 1000 + tail + 2
+    assert longest_part(spec) == 1000 + tail + 2
+
+
+def test_a_part_comes_behind_what_was_kept_of_those_before():
+    spec = spec_of(3000, (0, 1000, 2000, 3000), positions="compact", ratio=0.5)
+    kept = budgets(spec)
+    assert sum(kept) == 1473  # whole blocks of 32 and one
+    assert places_needed(spec) == max(kept[0] + 1000 + TAIL, kept[0] + kept[1] + 1000) + 2
+    source = spec_of(3000, (0, 1000, 2000, 3000), ratio=0.5)
+    assert places_needed(source) == 3002  # the prompt's own positions
+
+
+def test_a_job_that_runs_again_keeps_as_many_of_each_part():
+    spec = spec_of(3000, (0, 1000, 2000, 3000), ratio=0.5)
+    again = replace(spec, kept=(0, 1, 999, 1000, 2500))
+    assert budgets(again) == [3, 1, 1]

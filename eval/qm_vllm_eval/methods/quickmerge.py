@@ -97,7 +97,7 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
     def window(layer: int) -> QueryAttention:
         read = prefill if hint is None else hint.prefill
         seen = QueryAttention.of(read.head_attention(layer, queries).cpu())
-        return seen.of_first(request.tokens)
+        return seen.of_rows(slice(request.tokens))
 
     evidence = Evidence(num_tokens=request.tokens)
     kinds = wanted & {"entropy", "incoming"}

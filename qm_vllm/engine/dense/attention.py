@@ -36,6 +36,9 @@ class DenseAttention(Protocol):
             prompts: how many the rows belong to; beyond one, :meth:`attend_prompts` follows.
         """
 
+    def precede(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put rows [P, KVH, D] before those that follow: the first are at P, not at 0."""
+
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
     ) -> torch.Tensor:

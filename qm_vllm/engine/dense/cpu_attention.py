@@ -100,6 +100,10 @@ class CpuKernelAttention:
             self.cache = torch.zeros(shape, dtype=self.dtype)
             self.table = torch.arange(blocks, dtype=torch.int32)[None]
 
+    def precede(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self._want(keys, values, 0)
+        self.kernel.append(keys, values, self.cache, torch.arange(keys.shape[0]))
+
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
     ) -> torch.Tensor:
@@ -119,10 +123,13 @@ class CpuKernelAttention:
         places: Places,
     ) -> torch.Tensor:
         """Append the rows, which the caller wants from ``start`` on, and attend."""
-        for wanted, part in ((self.keys, key), (self.values, value)):
-            if wanted is not None:
-                wanted[start : start + part.shape[0]] = part
+        self._want(key, value, start)
         return self.kernel.run(
             query, key, value, self.cache, slots=places.slots, sizes=places.sizes,
             bounds=places.bounds, table=places.table, scale=self.scale, window=self.window,
         )
+
+    def _want(self, key: torch.Tensor, value: torch.Tensor, start: int) -> None:
+        for wanted, part in ((self.keys, key), (self.values, value)):
+            if wanted is not None:
+                wanted[start : start + part.shape[0]] = part

@@ -61,10 +61,14 @@ class DenseRunner:
 
     def record_for(
         self, layer: int, bounds: Sequence[int], *, rotated_keys: bool = False,
-        values: bool = False, num_queries: int = 0, sink: Sink | None = None,
+        values: bool = False, num_queries: int = 0, sink: Sink | None = None, before: int = 0,
     ) -> LayerRecord:
-        """Empty buffers for what :meth:`run_layer` shall capture of a :class:`Stream`."""
-        attn, num_tokens = self.view.layers[layer].attn, bounds[-1]
+        """Empty buffers for what :meth:`run_layer` shall capture of a :class:`Stream`.
+
+        Args:
+            before: how many rows stand before it.
+        """
+        attn, num_tokens = self.view.layers[layer].attn, before + bounds[-1]
         record = LayerRecord(num_queries, sink)
 
         def buffer(rows: int, heads: int) -> torch.Tensor:
@@ -80,12 +84,17 @@ class DenseRunner:
         return record
 
     def run_layer(
-        self, layer: int, stream: Stream, record: LayerRecord, table: torch.Tensor | None = None
+        self, layer: int, stream: Stream, record: LayerRecord, table: torch.Tensor | None = None,
+        before: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Iterator[int]:
         """Run one layer over all rows of ``stream``, in place; yields the rows of each chunk.
 
         Rows sit at positions 0..N-1 of their prompt, or at those of a ``table`` from
         :meth:`place`. Several prompts are one chunk.
+
+        Args:
+            before: keys, turned, and values [P, KVH, D] of rows that the stream's see before them;
+                without a table these are at P..P+N-1 then. One prompt alone.
         """
         view, states = self.view.layers[layer], stream.states
         num_tokens, prompts = states.shape[0], len(stream.bounds) - 1
@@ -96,14 +105,18 @@ class DenseRunner:
         if stream.attention is None:
             first = self.view.layers[0].attn
             stream.attention = choose_backend(first, self.dtype, self.device)
-        attn = AttentionTap(stream.attention, view.attn, stream.bounds, record, rotary)
+        ahead = 0 if before is None else before[0].shape[0]
+        attn = AttentionTap(stream.attention, view.attn, stream.bounds, record, rotary, ahead)
         stream.attention.begin(
-            num_tokens, view.sliding_window, record.rotated_keys, record.values, prompts
+            ahead + num_tokens, view.sliding_window, record.rotated_keys, record.values, prompts
         )
+        if before is not None:
+            stream.attention.precede(*before)
+        moved = ahead if table is None else 0
         for start in range(0, num_tokens, chunk):
             stop = min(start + chunk, num_tokens)
             attn.start = start
-            positions = self._positions(stream, start, stop)
+            positions = self._positions(stream, start, stop, moved)
             attn.turns = positions if view.late else None
             with self.around(stop - start), view.borrowed(attn, rotary):
                 out, added = view.run(positions, states[start:stop])
@@ -115,10 +128,11 @@ class DenseRunner:
                 torch.add(out, added, out=states[start:stop])
             yield stop - start
 
-    def _positions(self, stream: Stream, start: int, stop: int) -> torch.Tensor:
-        """Of the rows ``[start, stop)``, each counted from its prompt's first."""
+    def _positions(self, stream: Stream, start: int, stop: int, moved: int) -> torch.Tensor:
+        """Of the rows ``[start, stop)``, each counted from its prompt's first, which is at
+        ``moved``."""
         if len(stream.bounds) == 2:
-            return torch.arange(start, stop, device=self.device)
+            return torch.arange(moved + start, moved + stop, device=self.device)
         if stream.places is None:
             own = [torch.arange(high - low) for low, high in pairwise(stream.bounds)]
             stream.places = upload(torch.cat(own), self.device)

@@ -35,6 +35,10 @@ class SdpaAttention:
             self.scratch[name] = torch.empty(shape, dtype=self.dtype, device=self.device)
         return self.scratch[name]
 
+    def precede(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        count = keys.shape[0]
+        self.keys[:count], self.values[:count] = keys, values
+
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int
     ) -> torch.Tensor:

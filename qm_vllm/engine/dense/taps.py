@@ -21,8 +21,9 @@ class LayerRecord:
 
     Attributes:
         sink: gets the keys before rotation and the values, chunk by chunk.
-        rotated_keys, values: [N, KVH, D], buffers that shall be filled. queries: [W, H, D], of the
-            last queries of each prompt.
+        rotated_keys, values: [N, KVH, D], buffers that shall be filled, also with what stands
+            before the rows.
+        queries: [W, H, D], of the last queries of each prompt; to be filled, too.
         window: the number of last queries that were wanted of each prompt.
     """
 
@@ -80,6 +81,7 @@ class AttentionTap(nn.Module):
     """Answers for vLLM's attention layer with dense causal attention over the sequence.
 
     Attributes:
+        start: the first row of the chunk. before: rows that stand before all of them.
         turns: positions of the rows, which are turned here where the layer has not done it.
         failure: what went wrong here. It is kept and not raised: after this module the ranks of a
             tensor-parallel group add up their results, and one that is missing would leave the
@@ -88,12 +90,12 @@ class AttentionTap(nn.Module):
 
     def __init__(
         self, attention: DenseAttention, attn: AttentionShape, bounds: Sequence[int],
-        record: LayerRecord, rotary: RotaryTap | None = None,
+        record: LayerRecord, rotary: RotaryTap | None = None, before: int = 0,
     ) -> None:
         super().__init__()
         self.attention, self.record, self.bounds = attention, record, bounds
         self.shape = (attn.num_heads, attn.num_kv_heads, attn.head_size)
-        self.start = 0
+        self.start, self.before = 0, before
         self.turns: torch.Tensor | None = None
         self._rotary = [rotary]
         self.failure: Exception | None = None
@@ -126,7 +128,7 @@ class AttentionTap(nn.Module):
         if len(self.bounds) > 2:
             out = self.attention.attend_prompts(query, key, value, self.bounds)
         else:
-            out = self.attention.attend(query, key, value, self.start)
+            out = self.attention.attend(query, key, value, self.before + self.start)
         return out.reshape(rows, heads * size)
 
     def _keep_queries(self, query: torch.Tensor, target: torch.Tensor) -> None:

@@ -194,7 +194,9 @@ class CompressionJob:
             with self._clock.phase("merge"):
                 keys, values = source.whole(layer)
                 keys = self.runner.rotate(layer, keys[rows], table, start=start)
-                self.cache.deliver(layer, keys, values[rows], start=start)
+                self.cache.deliver(
+                    layer, keys, values[rows], start=start, in_parts=source is not self.cache
+                )
         yield len(rows)
 
     def _upper_kv(self, states: torch.Tensor, table: torch.Tensor | None) -> Iterator[int]:

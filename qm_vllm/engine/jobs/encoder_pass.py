@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
@@ -32,6 +32,22 @@ class Encoded:
     states: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
+@dataclass(frozen=True)
+class Context:
+    """Rows that a prompt's see before them, in each layer.
+
+    Attributes:
+        count: P, how many.
+        rows: gives a layer's keys, turned, and values: [P, KVH, D] each.
+        table: angles of the prompt's own rows, from :meth:`DenseRunner.place`; None: they are at
+            P, P + 1, ...
+    """
+
+    count: int
+    rows: Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+    table: torch.Tensor | None
+
+
 class EncoderPass:
     """Runs layers [0, E) in units of one layer and chunk.
 
@@ -40,6 +56,7 @@ class EncoderPass:
 
     Args:
         caches: of each spec, where its keys and values go; None with the prefill delivery.
+        context: what one prompt alone is read over.
 
     Attributes:
         encoded: of each spec, in their order.
@@ -50,9 +67,10 @@ class EncoderPass:
     """
 
     def __init__(
-        self, specs: Sequence[JobSpec], runner: DenseRunner, caches: Sequence[JobCache | None]
+        self, specs: Sequence[JobSpec], runner: DenseRunner, caches: Sequence[JobCache | None],
+        context: Context | None = None,
     ) -> None:
-        self.specs, self.runner, self.caches = specs, runner, caches
+        self.specs, self.runner, self.caches, self.context = specs, runner, caches, context
         self.encoded = [Encoded(Evidence(len(spec.token_ids))) for spec in specs]
         self.clock = Stopwatch(runner.device)
         self.spent, self.begun, self.done, self.failed = 0, False, False, False
@@ -99,8 +117,10 @@ class EncoderPass:
             record = runner.record_for(
                 layer, self._bounds, rotated_keys=window, values=window and not inject,
                 num_queries=WINDOW_QUERIES if window else 0, sink=self._sink(layer),
+                before=self._before,
             )
-            yield from self.clock.timed("encoder", runner.run_layer(layer, stream, record))
+            units = self._layer(layer, stream, record)
+            yield from self.clock.timed("encoder", units)
             if window:
                 self._look(layer, record, keep=not inject)
         with clock.phase("saliency"):
@@ -108,6 +128,16 @@ class EncoderPass:
                 one.evidence.attention = [over_ranks(one.evidence.attention)]
             for one, states in zip(self.encoded, self._own(stream.states), strict=True):
                 one.states, one.evidence.norms = states, row_norms(states)
+
+    @property
+    def _before(self) -> int:
+        return 0 if self.context is None else self.context.count
+
+    def _layer(self, layer: int, stream: Stream, record: LayerRecord) -> Iterator[int]:
+        if self.context is None:
+            return self.runner.run_layer(layer, stream, record)
+        before = self.context.rows(layer)
+        return self.runner.run_layer(layer, stream, record, self.context.table, before)
 
     def _score(self, stream: Stream) -> Iterator[int]:
         config = self.specs[0].config
@@ -150,7 +180,8 @@ class EncoderPass:
             own.queries = own.queries[-spec.window :]
             with self.clock.phase("saliency"):
                 seen = self.runner.window_attention(layer, own)
-                one.evidence.attention.append(seen.of_first(len(spec.token_ids)))
+                own_rows = slice(self._before, self._before + len(spec.token_ids))
+                one.evidence.attention.append(seen.of_rows(own_rows))
             if not keep:
                 own.rotated_keys = None
             one.windows[layer] = own

@@ -51,19 +51,34 @@ class JobCache:
             return torch.cat(keys), torch.cat(values)
         return self.cache.read(self.layers[layer].module, self.blocks, self.rows)
 
+    def delivered(self, layer: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first rows [count, KVH, D] that were delivered ``in_parts``: turned keys, values."""
+        if self.aside is not None:
+            keys, values = self.whole(layer)
+            return keys[:count], values[:count]
+        blocks = self.blocks[: -(-count // self.cache.block_size)]
+        return self.cache.read(self.layers[layer].module, blocks, count)
+
     def emptied(self) -> JobCache:
         """The same, without rows."""
         self.aside = None if self.aside is None else {}
         return self
 
     def deliver(
-        self, layer: int, keys: torch.Tensor, values: torch.Tensor, *, start: int = 0
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, *, start: int = 0,
+        in_parts: bool = False,
     ) -> None:
         """Write a layer's kept rows [R, KVH, D], keys rotated, from row ``start`` on.
 
         Where the rows of the prompt are here, those of this layer are gone then.
+
+        Args:
+            in_parts: the prompt's rows are elsewhere, more of the layer's kept ones follow, and
+                these are read again (:meth:`delivered`).
         """
-        if self.aside is not None:
+        if self.aside is not None and in_parts:
+            self.put(layer, start, keys, values)
+        elif self.aside is not None:
             self.aside.pop(layer, None)
         slots = self.slots[start : start + keys.shape[0]]
         self.cache.write(self.layers[layer].module, keys.contiguous(), values.contiguous(), slots)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise
 
 import torch
@@ -17,19 +18,18 @@ from qm_vllm.compress import (
 )
 from qm_vllm.engine.dense.runner import DenseRunner
 from qm_vllm.engine.jobs.compression_job import CompressionJob
-from qm_vllm.engine.jobs.encoder_pass import Encoded, EncoderPass
+from qm_vllm.engine.jobs.encoder_pass import Context, Encoded, EncoderPass
 from qm_vllm.engine.jobs.job_cache import JobCache
-from qm_vllm.engine.memory import most_kept
 from qm_vllm.engine.messages import JobSpec
-from qm_vllm.engine.parts import HEAD, TAIL, head_of, part_of, shares
+from qm_vllm.engine.parts import TAIL, budgets, part_of
 from qm_vllm.engine.upload import upload
 
 
 class PartedJob(CompressionJob):
     """Holds one part's states, keys and values at a time, and the kept ones of all parts.
 
-    The layers below E see a part and what stands around it; those above see all that was kept, as
-    in any other job.
+    The layers below E read a part over what was kept of those before it; those above see all that
+    was kept, as in any other job.
 
     Args:
         cache: of the result. scratch: of one part after another.
@@ -50,55 +50,50 @@ class PartedJob(CompressionJob):
         return self._ahead + self.encoder.spent + self._done
 
     def _all_parts(self) -> Iterator[int]:
+        assert self.cache is not None
         bounds, protected = list(pairwise(self.spec.parts)), self.spec.protected()
-        budgets = self._budgets(bounds, protected)
-        total, found, passed = sum(budgets), [], self.encoder
+        kept_of = budgets(self.spec)
+        total, before, found, passed = sum(kept_of), 0, [], self.encoder
         for index, (start, stop) in enumerate(bounds):
             if index:
+                part = part_of(self.spec, index)
                 passed = EncoderPass(
-                    [part_of(self.spec, index)], self.runner, [self.scratch.emptied()]
+                    [part], self.runner, [self.scratch.emptied()],
+                    self._context(before, start, part.rows, total),
                 )
                 self._later.append(passed)
                 while cost := passed.advance():
                     yield cost
             with self._clock.phase("saliency"):
-                one = self._choose_part(passed, index, protected[start:stop], budgets[index])
+                one = self._choose_part(passed, index, protected[start:stop], kept_of[index])
             found.append(one)
             kept = one.kept if stop < len(self.spec.token_ids) else one.kept[:-1]
-            yield from self._lower_kv(
-                kept + head_of(self.spec, index), self._table(kept + start, total), self.scratch,
-                sum(budgets[:index]),
-            )
+            table = self._table(kept + start, total)
+            yield from self._lower_kv(kept, table, self.scratch, before)
+            before += kept_of[index]
         self.scratch.emptied()
+        self.cache.emptied()
         merged = self._joined(found)
         table = self._table(merged.kept[:-1], total)
         yield from self._upper_kv(merged.states[:-1], table)
         self.end(self._report(merged))
 
-    def _budgets(
-        self, bounds: Sequence[tuple[int, int]], protected: torch.Tensor
-    ) -> list[int]:
-        """How many tokens each part keeps."""
-        spec = self.spec
-        if spec.kept is not None:
-            return [sum(start <= at < stop for at in spec.kept) for start, stop in bounds]
-        count, floor = len(spec.token_ids), int(protected.sum())
-        return shares(
-            most_kept(spec.config, count, floor, spec.block_size), spec.parts,
-            [int(protected[start:stop].sum()) for start, stop in bounds],
-        )
+    def _context(self, before: int, start: int, rows: int, total: int) -> Context:
+        """What was kept so far; positions go on where it ends, or are the prompt's own."""
+        assert self.cache is not None
+        table = self._table(torch.arange(start, start + rows), total)
+        return Context(before, partial(self.cache.delivered, count=before), table)
 
     def _choose_part(
         self, passed: EncoderPass, index: int, protected: torch.Tensor, budget: int
     ) -> Compressed:
-        """A part's own states and positions; what stands around it is scored, too, and left out."""
+        """A part's own states and positions; what stands behind it is scored, too, and left out."""
         spec, seen = self.spec, passed.encoded[0]
         start, stop = spec.parts[index], spec.parts[index + 1]
-        before, last = head_of(spec, index), stop == len(spec.token_ids)
-        own, norms = slice(before, before + stop - start), seen.evidence.norms
+        last, own, norms = stop == len(spec.token_ids), slice(stop - start), seen.evidence.norms
         config = replace(  # what a score leaves out at either end, because it stays in any case
             spec.config,
-            protect_first=HEAD if before else spec.config.protect_first,
+            protect_first=0 if index else spec.config.protect_first,
             protect_last=spec.config.protect_last if last else min(TAIL, spec.config.protect_last),
         )
         states, scores = seen.states[own], score_tokens(seen.evidence, config)[own]

@@ -19,7 +19,7 @@ from qm_vllm.engine.jobs.job_cache import JobCache
 from qm_vllm.engine.jobs.parted_job import PartedJob
 from qm_vllm.engine.messages import JobResult, JobSpec, StepMessage, WorkerMessage, WorkerStart
 from qm_vllm.engine.native.native_worker import NativeWorker
-from qm_vllm.engine.parts import longest_part
+from qm_vllm.engine.parts import longest_part, places_needed
 from qm_vllm.engine.untouched import Untouched, without_layers
 from qm_vllm_patches.attention_layers import cached_layers
 from qm_vllm_patches.kv_cache import PagedCache
@@ -211,7 +211,7 @@ class WorkerSide:
     def _job(self, spec: JobSpec, runner: DenseRunner) -> CompressionJob:
         """Raises Untouched: the model cannot be run over so many tokens, or the cache not read."""
         rows, most = longest_part(spec) if spec.parts else spec.rows, runner.reach
-        places = spec.rows if spec.config.positions == "source" else rows
+        places = places_needed(spec) if spec.parts else rows
         if most is not None and places > most:  # behind a table's end a GPU would stop for good
             raise Untouched(
                 "too_long", f"the rotary embedding knows {most} positions, {places} are needed"

@@ -182,7 +182,7 @@ class NativeJob:
                 look = window_attention(
                     self.queries[attn.name], keys, attn.scale, AT_ONCE, attn.soft_cap
                 )
-                seen.append(look.of_first(count))
+                seen.append(look.of_rows(slice(count)))
         return Evidence(count, attention=[over_ranks(seen)])
 
     def _choose(self, evidence: Evidence) -> Choice:

@@ -59,10 +59,11 @@ def _spare(kept: int, facts: EngineFacts) -> int:
 
 
 def _parted_demand(spec: JobSpec, at_most: int, facts: EngineFacts) -> Demand:
-    """Blocks of the result and of one part; bytes of a part and of the states that are kept."""
+    """Blocks of the result and of one part; bytes of a part, of what it is read over, and of the
+    states that are kept."""
     size, span = facts.block_size, longest_part(spec)
     shape = facts.shape
-    held = job_bytes(spec.config, shape, span, min(span, at_most))
+    held = job_bytes(spec.config, shape, span + at_most, min(span, at_most))
     held += 2 * at_most * shape.hidden_size * shape.value_bytes + len(spec.token_ids) * HELD
     kept = -(-at_most // size)
     return Demand(held, -(-span // size) + kept, kept, _spare(kept, facts))

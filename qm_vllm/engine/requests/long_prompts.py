@@ -14,7 +14,7 @@ from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.memory import bound_kept, most_kept
 from qm_vllm.engine.messages import JobSpec
-from qm_vllm.engine.parts import HEAD, parted, tail_tokens
+from qm_vllm.engine.parts import parted, places_needed, tail_tokens
 from qm_vllm.engine.requests.demands import Room, demand_of, fits, must_fit
 from qm_vllm.engine.untouched import Untouched
 from qm_vllm.request_options import parse_request_args
@@ -138,7 +138,7 @@ def _in_parts(
                 f"invalid option: {name}={value} measures a prompt as a whole, and this one must "
                 f"be read in parts ({too_large}); use ratio or max_kept",
             )
-    around = HEAD + tail_tokens(config) + len(spec.hint)
+    around = tail_tokens(config) + len(spec.hint)
 
     def parts_of(span: int) -> JobSpec | None:
         bounds = parted(count, span, around)
@@ -148,13 +148,17 @@ def _in_parts(
     while low < high:  # the longest span that fits
         middle = (low + high + 1) // 2
         tried = parts_of(middle)
-        if tried is None or fits(demand_of(tried, protected, facts), room):
+        if tried is None or (
+            places_needed(tried) <= facts.trained_length
+            and fits(demand_of(tried, protected, facts), room)
+        ):
             low = middle
         else:
             high = middle - 1
     found = parts_of(low)
     if found is None:
         raise Untouched(
-            "too_long", f"{too_large}, and no part of it fits either; raise job_memory_share"
+            "too_long", f"{too_large}, and no part of it fits beside what is kept; lower ratio or "
+            "max_kept, or raise job_memory_share"
         )
     return found
