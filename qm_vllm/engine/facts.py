@@ -58,6 +58,10 @@ class EngineFacts:
     hints: Hints = field(default_factory=Hints)
     """Reads what will be asked of a prompt."""
 
+    def beyond(self, tokens: int) -> bool:
+        """Whether a prompt of so many tokens is longer than vLLM itself reads; one is sampled."""
+        return tokens >= self.max_model_len
+
 
 def decoder_shape(settings: EngineSettings) -> DecoderShape:
     """One rank's part of the served decoder."""

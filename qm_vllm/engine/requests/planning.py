@@ -66,7 +66,7 @@ def plan_request(
         Untouched: with the reason, for anything that cannot or should not be compressed.
     """
     config = _options(arrival, base, facts)
-    if config.enabled and arrival.tokens >= facts.max_model_len:
+    if config.enabled and facts.beyond(arrival.tokens):
         refuse_long(arrival)
     if config.delivery == "auto":
         config = replace(config, delivery=_delivery(arrival, config, facts, room))
@@ -75,7 +75,7 @@ def plan_request(
         raise Untouched("no_inject", facts.no_inject)
     if config.delivery == "native":
         problem = facts.no_native or room.no_native
-        if arrival.tokens >= facts.max_model_len:
+        if facts.beyond(arrival.tokens):
             problem = problem or f"vLLM reads no more than max_model_len={facts.max_model_len}"
         _refuse_native(config, problem)
     try:
@@ -95,7 +95,7 @@ def _planned(
         if not facts.has_adapter and config.delivery != "native":
             config = without_layers(config)
         spec, protected, crowded_out = _spec(arrival, config, depth, score_layers, facts)
-        if arrival.tokens >= facts.max_model_len:
+        if facts.beyond(arrival.tokens):
             spec = fitted(spec, protected, arrival.max_tokens, facts, room)
         asked = bound_kept(spec.config, arrival.tokens)
         demand = demand_of(spec, protected, facts)
@@ -170,7 +170,7 @@ def _delivery(
     request alone decides, not what was served before: equal prompts keep equal tokens.
     """
     tokens = arrival.tokens
-    if tokens >= facts.max_model_len:  # vLLM cannot read it
+    if facts.beyond(tokens):
         return "inject"
     plain = arrival.lora is None and not arrival.media
     inject = facts.no_inject is None and room.no_inject is None and plain

@@ -39,7 +39,7 @@ def untouched_report(
     Blocks: held when it finished.
     """
     return {
-        "status": REFUSED if source_tokens >= facts.max_model_len else "untouched",
+        "status": REFUSED if facts.beyond(source_tokens) else "untouched",
         "reason": reason,
         "source_tokens": source_tokens,
         "kept_tokens": source_tokens,
