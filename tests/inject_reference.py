@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch
 from qm_vllm import QuickMergeConfig
 from qm_vllm.compress import Choice, Evidence, QueryAttention, choose, protected_positions
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
-from tests.native_reference import Continuation, NativeReference, Rows
+from tests.native_reference import Continuation, NativeReference, Rows, with_ties
 from tests.reference import merge
 
 
@@ -44,6 +43,7 @@ class InjectReference(NativeReference):
         )
         choice = choose(evidence, config, protected=protected, block_size=block_size)
 
+        @torch.inference_mode()
         def go_on(kept: torch.Tensor) -> Continuation:
             with _entering(layers[depth], self._merged(seen[0], kept, choice, config)):
                 upper = Rows()
@@ -54,11 +54,7 @@ class InjectReference(NativeReference):
                     part[layer][:, :, kept[:-1]] = own[layer]
             return self._go_on(rows, ids, kept, {}, max_tokens, None)
 
-        if choice.k == count:
-            return go_on(choice.kept)
-        order = torch.cat((choice.order[: choice.k - 1], choice.order[choice.k : choice.k + 1]))
-        other = go_on(order.sort().values)
-        return replace(go_on(choice.kept), other=other)
+        return with_ties(choice, go_on)
 
     def _merged(
         self, states: torch.Tensor, kept: torch.Tensor, choice: Choice, config: QuickMergeConfig

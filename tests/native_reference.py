@@ -6,6 +6,7 @@ each at its natural position. Distances decide in RoPE, so this equals rows that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 
 from qm_vllm import QuickMergeConfig
 from qm_vllm.compress import (
+    Choice,
     Evidence,
     QueryAttention,
     choose,
@@ -40,6 +42,8 @@ class Rows:
 
 
 ROWS: list[Rows] = [Rows()]
+CLOSE = 3
+"""Places in the order of tokens by which rounding moves one that ranks like others."""
 
 
 def attend(
@@ -79,8 +83,9 @@ class Continuation:
     """Kept positions, greedy tokens with their log probabilities, and each one's lead in logits.
 
     Attributes:
-        other: what follows if the next best position stays and not the last that was chosen: which
-            of two that rank alike comes first depends on a processor's rounding.
+        close: positions of which some might as well stay and others not: which of two that rank
+            alike comes first depends on a processor's rounding.
+        again: what follows if others stay.
         scores: [KVH, N] of each layer whose heads choose.
     """
 
@@ -88,12 +93,17 @@ class Continuation:
     tokens: list[int]
     logprobs: list[float]
     leads: list[float]
-    other: Continuation | None = None
+    close: frozenset[int] = frozenset()
+    again: Callable[[torch.Tensor], Continuation] | None = None
     scores: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def of(self, kept: list[int]) -> Continuation:
         """What follows where these positions stayed; itself if that is another choice."""
-        return self.other if self.other is not None and self.other.kept == kept else self
+        exchanged = set(kept) ^ set(self.kept)
+        if not exchanged or not exchanged <= self.close or len(kept) != len(self.kept):
+            return self
+        assert self.again is not None
+        return self.again(torch.tensor(kept))
 
     def check(self, found: Any, least: int) -> None:
         """Compare an engine's answer and its log probabilities, as far as rounding decides nothing.
@@ -162,16 +172,17 @@ class NativeReference:
             config, count, special=[i for i, one in enumerate(ids) if one in special]
         )
         choice = choose(evidence, config, protected=protected, block_size=block_size)
-        begin, other = logits if first else None, None
+        begin = logits if first else None
         shared = choice.order[: max(round((1 - config.head_share) * choice.k), choice.protected)]
         scores = self._of_heads(rows, count) if config.head_share else {}
         if own is None:
             own = {layer: _best(each, shared, choice.k) for layer, each in scores.items()}
-        if choice.k < count:
-            order = torch.cat((choice.order[: choice.k - 1], choice.order[choice.k : choice.k + 1]))
-            other = self._go_on(rows, ids, order.sort().values, own, max_tokens, begin)
-        found = self._go_on(rows, ids, choice.kept, own, max_tokens, begin)
-        return replace(found, other=other, scores=scores)
+
+        @torch.inference_mode()
+        def again(kept: torch.Tensor) -> Continuation:
+            return self._go_on(rows, ids, kept, own, max_tokens, begin)
+
+        return replace(with_ties(choice, again), scores=scores)
 
     def _of_heads(self, rows: Rows, count: int) -> dict[int, torch.Tensor]:
         """What each KV head would keep, [KVH, N], of each layer that sees all positions."""
@@ -212,6 +223,12 @@ class NativeReference:
             logprobs.append(float(logits.log_softmax(-1)[token]))
             leads.append(float(best.values[0] - best.values[1]))
         return Continuation(kept.tolist(), tokens, logprobs, leads)
+
+
+def with_ties(choice: Choice, again: Callable[[torch.Tensor], Continuation]) -> Continuation:
+    """What follows the choice, and what would follow where tokens that rank like its last stay."""
+    close = choice.order[max(choice.protected, choice.k - CLOSE) : choice.k + CLOSE]
+    return replace(again(choice.kept), close=frozenset(close.tolist()), again=again)
 
 
 def _best(scores: torch.Tensor, shared: torch.Tensor, k: int) -> list[list[int]]:

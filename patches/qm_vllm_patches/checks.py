@@ -10,6 +10,7 @@ import dis
 import importlib
 import inspect
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from qm_vllm_patches.log import get_logger
@@ -125,6 +126,7 @@ def _attributes() -> list[Finding]:
     return findings
 
 
+@cache
 def _members(owner: type) -> set[str]:
     """Names on a class, its annotations, and the attributes that any of its methods sets.
 
