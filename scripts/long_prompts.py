@@ -5,8 +5,8 @@
 
 Every prompt is served in some ways, each by an engine of its own: ``plain`` (vLLM with a
 ``max_model_len`` that holds it, where the model has one), ``ours`` (``--max-model-len``, with
-``max_source_tokens``), ``parts`` (the same with a KV cache of ``--blocks`` blocks, which holds no
-prompt as a whole, so that it is read in parts) and ``cut`` (vLLM with ``--max-model-len``, the
+``max_source_tokens``), ``parts`` (the same with a KV cache of ``--blocks`` blocks for each length,
+which holds no prompt as a whole, so that it is read in parts) and ``cut`` (vLLM with ``--max-model-len``, the
 middle of the text left out: what a user of a small cache does today). ``needles``: one number in an
 essay at each depth. ``questions``: L-Eval's on documents of these lengths, F1 of the answer; FOLDER
 holds ``leval/Open-ended-tasks/NAME.jsonl``.
@@ -113,7 +113,9 @@ def score(asked: Asked, answer: str) -> float:
     return answer_scores(answer.strip().split("\n")[0], list(asked.answers))["f1"]
 
 
-def served(way: str, given: argparse.Namespace, asked: list[Asked]) -> list[dict[str, Any]]:
+def served(
+    way: str, given: argparse.Namespace, asked: list[Asked], blocks: int | None
+) -> list[dict[str, Any]]:
     """One row a prompt: kept tokens, answer and score."""
     longest = max(one.length for one in asked) + 200
     config = QuickMergeConfig(enabled=False)
@@ -123,8 +125,8 @@ def served(way: str, given: argparse.Namespace, asked: list[Asked]) -> list[dict
     more: dict[str, Any] = {}
     if way in ("ours", "parts"):
         config = QuickMergeConfig(ratio=given.ratio, max_source_tokens=longest)
-    if way == "parts":
-        more = {"block_size": 128, "num_gpu_blocks_override": given.blocks}
+    if blocks is not None:
+        more = {"block_size": 128, "num_gpu_blocks_override": blocks}
     llm = local_engine.start(
         given.model, config, max_model_len=length, dtype=given.dtype,
         enable_prefix_caching=False, max_num_seqs=1, enforce_eager=True, **more,
@@ -139,7 +141,7 @@ def served(way: str, given: argparse.Namespace, asked: list[Asked]) -> list[dict
         text = output.outputs[0].text
         rows.append({
             "way": way, "kind": one.kind, "length": one.length, "depth": one.depth,
-            "tokens": len(ids), "kept": report.get("kept_tokens", len(ids)),
+            "tokens": len(ids), "blocks": blocks, "kept": report.get("kept_tokens", len(ids)),
             "status": report.get("status"), "positions": report.get("positions"),
             "score": score(one, text), "answer": text[:200],
         })
@@ -158,7 +160,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder that holds leval/; none: no questions")
     parser.add_argument("--json", type=Path, required=True, help="file of results, added to")
     parser.add_argument("--way", choices=("plain", "ours", "parts", "cut"), required=True)
-    parser.add_argument("--blocks", type=int, default=48, help="of 128 tokens, for --way parts")
+    parser.add_argument(
+        "--blocks", default="48,80", help="of 128 tokens, of the cache of --way parts, by length"
+    )
     parser.add_argument("--max-model-len", type=int, default=4096)
     parser.add_argument("--lengths", default="8000,16000")
     parser.add_argument("--ratio", type=float, default=0.2)
@@ -181,7 +185,12 @@ def main() -> None:
         asked += questions(given.data, lengths, given.tasks.split(","), given.questions, tokens)
     held = json.loads(given.json.read_text()) if given.json.exists() else {"rows": []}
     rows = [row for row in held["rows"] if row["way"] != given.way]
-    rows += served(given.way, given, asked)
+    if given.way == "parts":
+        for length, blocks in zip(lengths, given.blocks.split(","), strict=True):
+            own = [one for one in asked if one.length == length]
+            rows += served(given.way, given, own, int(blocks))
+    else:
+        rows += served(given.way, given, asked, None)
     facts = {
         "date": meta.now(), "commit": meta.commit(), "hardware": meta.hardware(),
         "model": Path(given.model).name,
