@@ -6,10 +6,10 @@
 Every prompt is served in some ways, each by an engine of its own: ``plain`` (vLLM with a
 ``max_model_len`` that holds it, where the model has one), ``ours`` (``--max-model-len``, with
 ``max_source_tokens``), ``parts`` (the same with a KV cache of ``--blocks`` blocks for each length,
-which holds no prompt as a whole, so that it is read in parts) and ``cut`` (vLLM with ``--max-model-len``, the
-middle of the text left out: what a user of a small cache does today). ``needles``: one number in an
-essay at each depth. ``questions``: L-Eval's on documents of these lengths, F1 of the answer; FOLDER
-holds ``leval/Open-ended-tasks/NAME.jsonl``.
+which holds no prompt as a whole, so that it is read in parts) and ``cut`` (vLLM with
+``--max-model-len``, the middle of the text left out: what a user of a small cache does today).
+``needles``: one number in an essay at each depth. ``questions``: L-Eval's on documents of these
+lengths, F1 of the answer; FOLDER holds ``leval/Open-ended-tasks/NAME.jsonl``.
 """
 
 from __future__ import annotations

@@ -48,16 +48,17 @@ def _said(name: str) -> str:
     positions = " and ".join(sorted({row["positions"] for row in ours}))
     tokens, kept = (max(row[key] for row in ours) for key in ("tokens", "kept"))
     return (
-        f"{content['model']}{_cache(ours)}, ratio {content['arguments']['ratio']}, prompts of up to {tokens:,} "
-        f"tokens, {kept:,} kept, {positions} positions, {content['date'][:10]}, commit "
-        f"{content['commit']['id'][:7]}"
+        f"{content['model']}{_cache(ours)}, ratio {content['arguments']['ratio']}, prompts of up "
+        f"to {tokens:,} tokens, {kept:,} kept, {positions} positions, {content['date'][:10]}, "
+        f"commit {content['commit']['id'][:7]}"
     )
 
 
 def _cache(rows: list[Row]) -> str:
     """In which cache prompts were read in parts, if they were."""
     blocks = sorted({row["blocks"] for row in rows if row.get("blocks")})
-    return f" with a cache of {' or '.join(map(str, blocks))} blocks of 128 tokens" if blocks else ""
+    sizes = " or ".join(map(str, blocks))
+    return f" with a cache of {sizes} blocks of 128 tokens" if blocks else ""
 
 
 def _found(rows: list[Row]) -> str:
