@@ -190,6 +190,11 @@ def read_cache(config: KVCacheConfig) -> CacheFacts:
     )
 
 
+def trained_length(text_config: Any, max_model_len: int) -> int:
+    """Positions that a model knows: those it was trained for, or what vLLM lets it read."""
+    return max(max_model_len, getattr(text_config, "max_position_embeddings", None) or 0)
+
+
 def tokenizer_of(settings: EngineSettings) -> Any:
     """The served model's tokenizer, or None where there is none."""
     model: ModelConfig = settings.model

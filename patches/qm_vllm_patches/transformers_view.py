@@ -23,6 +23,7 @@ from qm_vllm_patches.decoder import (
     refuse_features,
 )
 from qm_vllm_patches.fused_ops import CACHE, fused_forwards
+from qm_vllm_patches.settings import trained_length
 
 PLACES = (0, 1, 5, 30)
 """Positions at which a layer is tried."""
@@ -80,7 +81,8 @@ def transformers_view(model: Any, *, in_context: bool = False) -> DecoderView:
     kind = getattr(rotary, "rope_type", "default")
     if kind in CHANGES:
         raise UnsupportedDecoder(f"its rotary embedding ({kind}) depends on the batch")
-    table, longest = None, int(model.model_config.max_model_len)
+    known = model.model_config
+    table, longest = None, trained_length(known.hf_text_config, known.max_model_len)
     kinds: list[TableRotary] = []
     layers = []
     for index, layer in enumerate(decoder.layers):

@@ -15,7 +15,12 @@ from qm_vllm.engine.requests.chat_turns import ChatTurns
 from qm_vllm.engine.requests.hints import Hints
 from qm_vllm.processor import computes_bf16
 from qm_vllm.special_tokens import special_ids
-from qm_vllm_patches.settings import CacheFacts, EngineSettings, tokenizer_of
+from qm_vllm_patches.settings import (
+    CacheFacts,
+    EngineSettings,
+    tokenizer_of,
+    trained_length,
+)
 
 ENCODE_FROM = 16384
 """Of an accelerator. On an H200 the encoder, which runs eagerly, took 1.9 times as long at 2,048
@@ -102,10 +107,7 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
         no_inject=no_inject(settings, cache),
         has_adapter=settings.architecture in FAMILIES,
         max_model_len=settings.max_model_len,
-        trained_length=max(
-            settings.max_model_len,
-            getattr(settings.text_config, "max_position_embeddings", None) or 0,
-        ),
+        trained_length=trained_length(settings.text_config, settings.max_model_len),
         shape=decoder_shape(settings),
         chat=ChatTurns(tokenizer),
         prefix_caching=settings.prefix_caching,

@@ -8,7 +8,7 @@ from vllm.exceptions import VLLMValidationError
 from qm_vllm import QuickMergeConfig
 from qm_vllm.engine.parts import TAIL
 from tests.engines import engine, forced_async, random_prompt
-from tests.families import build
+from tests.families import build, make_model
 from tests.integration.generate import greedy, run
 from tests.parted_reference import PartedReference
 
@@ -39,6 +39,19 @@ def test_a_long_prompt_is_served_as_by_an_engine_of_greater_length(llm, expected
     assert report["status"] == "compressed"
     for key in ("source_tokens", "kept_tokens", "kv_blocks", "delivery", "positions", "details"):
         assert report[key] == their_report[key], key
+
+
+@pytest.mark.parametrize("family", ["gemma", "qwen3", "smollm3", "phi"])
+def test_other_models_serve_it_so_too(family, tmp_path):
+    """Also those whose table of angles is ours, because vLLM has none for them."""
+    folder, answers = make_model(family, tmp_path), []
+    for length in (4096, 512):
+        with engine(folder, CONFIG, skip_tokenizer_init=True, max_model_len=length) as llm:
+            options = {"delivery": "inject"}
+            ((tokens, report),) = run(llm, [LONG["1500"]], greedy(12, **options))
+        assert report["status"] == "compressed", report
+        answers.append((tokens, report["details"]["kept_indices"], report["positions"]))
+    assert answers[0] == answers[1]
 
 
 def test_an_answer_has_what_the_length_leaves_beside_what_is_kept(llm):
