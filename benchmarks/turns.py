@@ -142,7 +142,7 @@ def make_session(args: argparse.Namespace, scenario: str, run: int, vocabulary: 
         return [chooser.randrange(20, vocabulary) for _ in range(count)]
 
     if scenario == "agent":
-        whole = Session(ids(args.trace), [ids(args.step_tokens) for _ in range(args.steps)])
+        whole = Session(ids(args.trace), [ids(args.in_flight_tokens) for _ in range(args.steps)])
     else:
         chat = scenario == "chat"
         count = args.turns if chat else args.questions

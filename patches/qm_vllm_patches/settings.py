@@ -28,7 +28,7 @@ class EngineSettings:
             the model computes with.
         identity: what decides the KV of a prompt: model, revision, types.
         has_lora, speculative, is_moe, uses_mla, expert_parallel, prefix_caching: as configured.
-        step_tokens: that one step computes at most.
+        in_flight_tokens: at most, of the steps that run at once.
         full_graphs: prompts, too, run inside CUDA graphs, where nobody can look on.
         device: torch's name of its kind.
         company: names of the connectors in vLLM's ``MultiConnector``, in order; none without it.
@@ -61,7 +61,7 @@ class EngineSettings:
     has_lora: bool
     speculative: bool
     prefix_caching: bool
-    step_tokens: int = 2048
+    in_flight_tokens: int = 2048
     full_graphs: bool = False
     device: str = "cpu"
     company: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ def read_settings(config: VllmConfig) -> EngineSettings:
         has_lora=config.lora_config is not None,
         speculative=config.speculative_config is not None,
         prefix_caching=bool(cache.enable_prefix_caching),
-        step_tokens=config.scheduler_config.max_num_batched_tokens,
+        in_flight_tokens=config.max_in_flight_tokens,
         full_graphs=getattr(config.compilation_config.cudagraph_mode, "name", "") == "FULL",
         device=str(config.device_config.device_type),
         company=tuple(str(one.get("kv_connector")) for one in _members(transfer)),

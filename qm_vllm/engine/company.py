@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qm_vllm.api import CONNECTOR_NAME, SCHEDULER
-from qm_vllm_patches.settings import CacheFacts, EngineSettings
+from qm_vllm_patches.settings import EngineSettings
 
 WELCOME = ("OffloadingConnector",)
 """Those that were tried: what they keep, they find by vLLM's hashes of blocks, which are salted."""
@@ -24,21 +24,6 @@ WHY_NOT = {
     "NixlPullConnector": _HANDS_OVER,
     "NixlPushConnector": _HANDS_OVER,
 }
-
-
-def refuse_groups(settings: EngineSettings, cache: CacheFacts) -> None:
-    """Refuse other connectors where layers have block tables of their own.
-
-    Raises:
-        RuntimeError: they stood still under load, when 32 prompts wanted more blocks than there
-            were.
-    """
-    if settings.company and cache.groups > 1:
-        raise RuntimeError(
-            f"qm_vllm cannot run beside other connectors with {cache.groups} KV-cache groups "
-            "(hybrid attention): requests stood still where blocks were few; leave "
-            f"{', '.join(settings.company[1:])} out"
-        )
 
 
 def refuse_company(settings: EngineSettings) -> str | None:

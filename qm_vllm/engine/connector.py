@@ -5,7 +5,6 @@ from __future__ import annotations
 from qm_vllm.api import SCHEDULER
 from qm_vllm.calibration import calibrated
 from qm_vllm.config import QuickMergeConfig
-from qm_vllm.engine.company import refuse_groups
 from qm_vllm.engine.facts import read_facts, refuse
 from qm_vllm.engine.jobs.worker_side import WorkerSide
 from qm_vllm.engine.metrics import QuickMergePromMetrics, QuickMergeStats
@@ -40,7 +39,6 @@ class QuickMergeConnector(ConnectorBase):
         """Checks the installed vLLM first."""
         config = configured(settings)
         checks.require(strict=config.strict_version)
-        refuse_groups(settings, cache)
         return SchedulerSide(config, read_facts(settings, cache))
 
     def make_worker_side(self, settings: EngineSettings, cache: CacheFacts) -> WorkerSide:

@@ -56,8 +56,8 @@ class EngineFacts:
     """Why the native delivery is impossible here; None if it is possible."""
     windows: tuple[int | None, ...] = (None,)
     """Of each KV-cache group whose older blocks are let go, its sliding window, else None."""
-    step_tokens: int = 2048
-    """That one step of the engine computes at most."""
+    in_flight_tokens: int = 2048
+    """Of the steps that run at once, at most; two where vLLM schedules ahead."""
     encode_from: int = 0
     """Tokens from which on the encoder takes no longer than vLLM's own prefill."""
     hints: Hints = field(default_factory=Hints)
@@ -113,7 +113,7 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
         prefix_caching=settings.prefix_caching,
         no_native=no_native(settings, cache),
         windows=cache.windows,
-        step_tokens=settings.step_tokens,
+        in_flight_tokens=settings.in_flight_tokens,
         encode_from=_encode_from(settings),
         hints=Hints(tokenizer),
     )

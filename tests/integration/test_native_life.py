@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 
 from qm_vllm import QuickMergeConfig
+from qm_vllm.engine.native.blocks import prompt_blocks
 from tests.engines import engine, forced_async, random_prompt, scheduler_of
 from tests.families import make_model
 from tests.integration.generate import greedy, run
@@ -49,6 +50,21 @@ def llm(folder, reference):
     ) as llm:
         assert (llm.llm_engine.engine_core.engine_core.batch_queue is not None) is ahead
         yield llm
+
+
+@pytest.mark.parametrize("tokens", [31, 300, 640, 1025, 3000])
+def test_a_prompt_needs_the_blocks_for_which_vllm_lets_it_wait(live, tokens):
+    """Fewer, and it would be started where vLLM never begins it; all steps that run at once count.
+    """
+    manager = scheduler_of(live).kv_cache_manager
+    wanted = manager.coordinator.get_num_blocks_to_allocate(
+        request_id="none", num_tokens=tokens, num_tokens_main_model=tokens, num_encoder_tokens=0,
+        new_computed_blocks=manager.empty_kv_cache_blocks.blocks, total_computed_tokens=0,
+        num_local_computed_tokens=0, apply_admission_cap=True, prefill_end=tokens,
+    )
+    facts = scheduler_of(live).connector.scheduler_side.facts
+    found = prompt_blocks(tokens, facts.windows, BLOCK, facts.in_flight_tokens)
+    assert wanted <= found <= wanted + len(facts.windows)
 
 
 def add(llm, name, ids, **options):

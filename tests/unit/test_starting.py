@@ -5,10 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.engine.company import refuse_groups
 from qm_vllm.engine.messages import WorkerStart
-from qm_vllm_patches.settings import CacheFacts
-from tests.settings import settings
 from tests.unit.test_scheduler_side import Engine
 
 
@@ -34,11 +31,3 @@ def test_a_worker_that_cannot_run_the_layers_is_told_at_start(vllm_log):
     engine = Engine()
     engine.side.workers_started([WorkerStart(1 << 30, "layer 3 uses a sliding window")])
     assert "layer 3 uses a sliding window" in vllm_log.text
-
-
-def test_other_connectors_beside_several_cache_groups_are_refused():
-    company = settings(company=("QuickMergeConnector", "OffloadingConnector"))
-    with pytest.raises(RuntimeError, match=r"2 KV-cache groups .* leave OffloadingConnector out"):
-        refuse_groups(company, CacheFacts(2, 1))
-    refuse_groups(company, CacheFacts(1, 1))
-    refuse_groups(settings(), CacheFacts(2, 1))

@@ -71,7 +71,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "VllmConfig": (
         "__pydantic_fields__", "cache_config", "compilation_config", "device_config",
         "kv_transfer_config", "lora_config", "model_config", "parallel_config",
-        "scheduler_config", "speculative_config",
+        "max_in_flight_tokens", "scheduler_config", "speculative_config",
     ),
     "ModelConfig": (
         "architecture", "dtype", "get_head_size", "get_hidden_size", "get_num_attention_heads",
@@ -81,7 +81,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
     "SchedulerConfig": (
-        "async_scheduling", "max_num_batched_tokens", "policy", "scheduler_cls",
+        "async_scheduling", "policy", "scheduler_cls",
     ),
     "CompilationConfig": ("cudagraph_mode",),
     "DeviceConfig": ("device_type",),

@@ -24,16 +24,17 @@ def own_blocks(kept: int, windows: Sequence[int | None], block_size: int) -> lis
 
 
 def prompt_blocks(
-    tokens: int, windows: Sequence[int | None], block_size: int, step_tokens: int
+    tokens: int, windows: Sequence[int | None], block_size: int, in_flight_tokens: int
 ) -> int:
     """Blocks that vLLM needs at most while it prefills the prompt, over all groups.
 
     Args:
-        step_tokens: that one step computes at most; older ones than the window are let go after it.
+        in_flight_tokens: at most, of the steps that run at once; what is older than the window is
+            let go behind them.
     """
     total = 0
     for window in windows:
-        held = tokens if window is None else min(tokens, window - 1 + step_tokens)
+        held = tokens if window is None else min(tokens, window - 1 + in_flight_tokens)
         total += -(-held // block_size) + (window is not None)
     return total
 

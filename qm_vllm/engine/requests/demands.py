@@ -80,7 +80,7 @@ def _native_demand(spec: JobSpec, held: int, facts: EngineFacts) -> Demand:
     """Blocks of the result, and beside them those in which vLLM prefills the prompt."""
     size, groups = facts.block_size, len(facts.windows)
     own = sum(spec.group_blocks)
-    source = prompt_blocks(spec.rows, facts.windows, size, facts.step_tokens)
+    source = prompt_blocks(spec.rows, facts.windows, size, facts.in_flight_tokens)
     delivered = groups if facts.prefix_caching else own + groups
     return Demand(held, own, own, max(source, delivered))
 
