@@ -195,6 +195,23 @@ def test_priorities_order_requests_that_are_ready(live, monkeypatch, way):
     assert [list(done[name].outputs[0].token_ids) for name in "abc"] == [t for t, _ in before]
 
 
+@pytest.mark.parametrize("way", DELIVERIES)
+def test_priorities_order_the_jobs_of_new_prompts(live, monkeypatch, way):
+    """Prefills for them, too: the most urgent one is encoded and answered before the others."""
+    prompts = [random_prompt(800, seed) for seed in (50, 51, 52)]
+    scheduler = scheduler_of(live)
+    monkeypatch.setattr(scheduler, "max_num_running_reqs", 1)
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 1)
+    for name, ids, priority in zip("abc", prompts, (5, 5, 0), strict=True):
+        add(live, name, ids, priority, delivery=way)
+    done = drain(live)
+    assert list(done) == ["c", "a", "b"]
+    reports = [out.kv_transfer_params["quickmerge"] for out in done.values()]
+    assert [report["status"] for report in reports] == ["compressed"] * 3
+    waited = [report["seconds_waiting"] for report in reports]
+    assert waited == sorted(waited)
+
+
 def test_prompt_embeddings_are_left_alone(live, tiny_models, want, delivery):
     from safetensors.torch import load_file
 
