@@ -56,7 +56,10 @@ def _hotpot(request: Request) -> Sample:
 
 
 def hotpot_items(request: Request) -> list[dict[str, Any]]:
-    """Questions of the request's half that paragraphs answer, question itself not, and that fit."""
+    """Questions of the half whose answer the two paragraphs say and the question does not.
+
+    The paragraphs fill about half of the prompt at most.
+    """
     return [
         item for item in data.half(data.json_of(data.HOTPOT), request.split)
         if item["answer"] in (said := "".join(item["para_a"] + item["para_b"]))

@@ -23,10 +23,10 @@ REPLY = 32
 _SPARE = 64
 
 
-def _squad_texts(split: str) -> list[list[str]]:
-    """The paragraphs of each article of one half."""
+def _squad_texts(split: str) -> list[str]:
+    """The paragraphs of all articles of one half."""
     articles = data.half(data.json_of(data.SQUAD)["data"], split)
-    return [[part["context"].strip() for part in one["paragraphs"]] for one in articles]
+    return [part["context"].strip() for article in articles for part in article["paragraphs"]]
 
 
 def _hotpot_texts(split: str) -> list[str]:
@@ -44,8 +44,7 @@ def _squad(request: Request) -> Sample:
     asked = rng.choice(paragraph["qas"])
     answers = [answer["text"].strip(" .,;:") for answer in asked["answers"]]
     own = [part["context"].strip() for part in article["paragraphs"] if part is not paragraph]
-    others = [text for texts in _squad_texts(request.split) for text in texts]
-    filler = [own, others, _hotpot_texts(request.split)]
+    filler = [own, _squad_texts(request.split), _hotpot_texts(request.split)]
     return _asked(
         request, asked["question"], list(dict.fromkeys(answers)), [paragraph["context"].strip()],
         [request.depth()], filler,
@@ -56,11 +55,10 @@ def _hotpot(request: Request) -> Sample:
     item = data.turn_of(hotpot_items(request), request.turn, "question")
     pair = [titled(item["title_a"], item["para_a"]), titled(item["title_b"], item["para_b"])]
     own = [titled(*other[:2]).strip() for other in item["distractors"]]
-    squad = [text for texts in _squad_texts(request.split) for text in texts]
     return _asked(
         request, item["question"], [item["answer"]],
         request.rng("pair").sample([text.strip() for text in pair], 2), request.depths(2),
-        [own, _hotpot_texts(request.split), squad],
+        [own, _hotpot_texts(request.split), _squad_texts(request.split)],
     )
 
 
