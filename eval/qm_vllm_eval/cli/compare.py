@@ -25,7 +25,9 @@ def compare(
     model: Annotated[
         str | None, typer.Option(help="Model folder or name; the embedded SmolLM2 if left out.")
     ] = None,
-    tasks: Annotated[str, typer.Option(help="Names by comma, families too, all, or data.")] = "all",
+    tasks: Annotated[
+        str, typer.Option(help="Names by comma, families too (such as ruler), all, or data.")
+    ] = "all",
     methods: Annotated[
         str, typer.Option(help="Names by comma, or all; none and plain always run.")
     ] = DEFAULT_METHODS,

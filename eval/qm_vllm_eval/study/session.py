@@ -17,7 +17,7 @@ from qm_vllm_eval.study.meta import code_hash, describe_run
 from qm_vllm_eval.study.progress import GridProgress
 from qm_vllm_eval.study.report import write_report
 from qm_vllm_eval.study.store import Store, StoreError
-from qm_vllm_eval.tasks import DATA, TASKS, data
+from qm_vllm_eval.tasks import DATA, RULER, TASKS, data
 
 ENGINES = ("reference", "vllm")
 QUERIES = {"visible": (True,), "blind": (False,), "both": (True, False)}
@@ -159,11 +159,12 @@ def configuration(arguments: StudyArguments, grid: Grid, engine: Engine) -> dict
 def _tasks(names: Iterable[str]) -> tuple[str, ...]:
     chosen: list[str] = []
     families = {task.family for task in TASKS.values()}
+    own = [(task, about) for task, about in TASKS.items() if about.family != RULER]
     for name in names:
-        if name == "all":  # on every machine the same tasks: published data is asked for by name
-            chosen += [task for task, about in TASKS.items() if about.haystacks != (DATA,)]
+        if name == "all":  # everywhere the same: published data and RULER are asked for by name
+            chosen += [task for task, about in own if about.haystacks != (DATA,)]
         elif name == DATA:
-            chosen += [task for task, about in TASKS.items() if about.haystacks == (DATA,)]
+            chosen += [task for task, about in own if about.haystacks == (DATA,)]
         elif name in TASKS:
             chosen.append(name)
         elif name in families:

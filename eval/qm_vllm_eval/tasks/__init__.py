@@ -1,7 +1,8 @@
 """The tasks, by name, and the one function that builds a sample of any of them.
 
 Several follow the ideas of RULER (Hsieh et al. 2024): needles, variable tracking and word
-frequencies. The wording, the texts and the scoring of likelihoods are this project's own.
+frequencies. The wording, the texts and the scoring of likelihoods are this project's own. The 13
+tasks by RULER's own definitions are in :mod:`.ruler`.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from qm_vllm_eval.tasks import (
     paragraphs,
     question_answering,
     recall,
+    ruler,
     variable_tracking,
     wikitext,
     word_frequency,
 )
 from qm_vllm_eval.tasks.base import DATA, WORDS, Request, Task, Unfit, UnknownTask
 
-__all__ = ["DATA", "TASKS", "Task", "UnknownTask", "build_sample"]
+__all__ = ["DATA", "RULER", "TASKS", "Task", "UnknownTask", "build_sample"]
 
+RULER = ruler.FAMILY
 _FAMILIES = (
     needle,
     multi_needle,
@@ -47,6 +50,7 @@ _FAMILIES = (
     paragraphs,
     many_shot,
     wikitext,
+    ruler,
 )
 TASKS: dict[str, Task] = {task.name: task for family in _FAMILIES for task in family.TASKS}
 

@@ -39,18 +39,13 @@ def _squad(request: Request) -> Sample:
 
 
 def _hotpot(request: Request) -> Sample:
-    items = [
-        item for item in data.half(data.json_of(data.HOTPOT), request.split)
-        if item["answer"] in (said := "".join(item["para_a"] + item["para_b"]))
-        and item["answer"].lower() not in item["question"].lower()
-        and len(said) <= MOST * request.length
-    ]
+    items = hotpot_items(request)
     item = data.turn_of(items, request.turn, "question")
     rng = request.rng("filler")
-    pair = [_titled(item["title_a"], item["para_a"]), _titled(item["title_b"], item["para_b"])]
-    own = [_titled(*other[:2]) for other in item["distractors"]]
+    pair = [titled(item["title_a"], item["para_a"]), titled(item["title_b"], item["para_b"])]
+    own = [titled(*other[:2]) for other in item["distractors"]]
     others = [
-        _titled(*other[:2]) for another in items if another is not item
+        titled(*other[:2]) for another in items if another is not item
         for other in another["distractors"]
     ]
     filler = rng.sample(own, len(own)) + rng.sample(others, len(others))
@@ -60,7 +55,21 @@ def _hotpot(request: Request) -> Sample:
     )
 
 
-def _titled(title: str, sentences: list[str]) -> str:
+def hotpot_items(request: Request) -> list[dict[str, Any]]:
+    """Questions of the half whose answer the two paragraphs say and the question does not.
+
+    The paragraphs fill about half of the prompt at most.
+    """
+    return [
+        item for item in data.half(data.json_of(data.HOTPOT), request.split)
+        if item["answer"] in (said := "".join(item["para_a"] + item["para_b"]))
+        and item["answer"].lower() not in item["question"].lower()
+        and len(said) <= MOST * request.length
+    ]
+
+
+def titled(title: str, sentences: list[str]) -> str:
+    """A paragraph of HotpotQA as one text."""
     return f"{title}: {''.join(sentences)}"
 
 

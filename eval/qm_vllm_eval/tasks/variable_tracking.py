@@ -24,7 +24,8 @@ def _variables(rng: random.Random, count: int) -> list[str]:
     return [first + "".join(rng.choices(string.ascii_uppercase, k=2)) for first in letters]
 
 
-def _chain(names: list[str], value: str) -> list[str]:
+def chain(names: list[str], value: str) -> list[str]:
+    """The assignments, one for each name: the value to the first, each name to the next."""
     pairs = zip(names[1:], names, strict=False)
     return [f"VAR {names[0]} = {value}.", *(f"VAR {new} = VAR {old}." for new, old in pairs)]
 
@@ -38,7 +39,7 @@ def _tracking(request: Request) -> Sample:
     while decoy == value:
         decoy = vocabulary.digits(rng, 5)
     # Both chains in order, shuffled into each other.
-    chains = [_chain(wanted, value), _chain(other, decoy)]
+    chains = [chain(wanted, value), chain(other, decoy)]
     turns = [0] * len(chains[0]) + [1] * len(chains[1])
     rng.shuffle(turns)
     sentences = [chains[turn].pop(0) for turn in turns]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,32 +14,19 @@ from qm_vllm_eval.haystacks import HaystackError
 from qm_vllm_eval.prompt import prompt_length, prompt_parts
 from qm_vllm_eval.sample import SPLITS, Sample
 from qm_vllm_eval.study.session import _tasks
-from qm_vllm_eval.tasks import DATA, TASKS, build_sample, data
+from qm_vllm_eval.tasks import DATA, RULER, TASKS, build_sample, data
 from qm_vllm_eval.tasks.base import TOLERANCE
 from qm_vllm_eval.tasks.many_shot import LABELS
 from qm_vllm_eval.tasks.wikitext import articles
+from tests.unit.eval.data_files import hotpot, prose, squad, write
 from tests.unit.eval.tokenizers import PlainTokenizer
 
-OF_DATA = [name for name, task in TASKS.items() if task.haystacks == (DATA,)]
+OF_DATA = [
+    name for name, task in TASKS.items() if task.haystacks == (DATA,) and task.family != RULER
+]
 EACH = pytest.mark.parametrize("task", OF_DATA)
 DOCUMENTS = 6
 LENGTH = 768
-
-
-def prose(document: int, words: int, seed: int = 0) -> str:
-    """Sentences of long words; each word ends with the number of its document."""
-    rng = random.Random(f"{document}-{seed}")
-    said = [
-        "".join(rng.choice("bdfgklmn") + rng.choice("aeiou") for _ in range(4)) + f"x{document}"
-        for _ in range(words)
-    ]
-    runs = [said[i : i + 9] for i in range(0, words, 9)]
-    return " ".join(" ".join(run).capitalize() + "." for run in runs)
-
-
-def write(folder: Path, name: str, text: str) -> None:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(text, encoding="utf-8")
 
 
 def lines(rows: list[dict]) -> str:
@@ -52,27 +38,6 @@ def code(document: int) -> dict:
     return {
         "prompt": f"Please complete the code given below. \n{text}\nNext line of code:\n",
         "gold": [f"    returnx{document} nothing"],
-    }
-
-
-def squad(document: int) -> dict:
-    return {"title": str(document), "paragraphs": [
-        {
-            "context": f"{prose(document, 60, part)} The key{part}x{document} was found.",
-            "qas": [{
-                "question": "What was found?", "answers": [{"text": f"key{part}x{document}"}],
-            }],
-        }
-        for part in range(5)
-    ]}
-
-
-def hotpot(document: int) -> dict:
-    return {
-        "question": "What was found?", "answer": f"keyx{document}",
-        "title_a": "A", "para_a": [prose(document, 40, 1), f" The keyx{document} was found."],
-        "title_b": "B", "para_b": [prose(document, 40, 2)],
-        "distractors": [["C", [prose(document, 80, part)], []] for part in range(3, 11)],
     }
 
 
@@ -206,5 +171,3 @@ def test_data_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("QM_VLLM_DATA", str(tmp_path / "empty"))
     with pytest.raises(UserError, match="QM_VLLM_DATA"):
         _tasks(["abstract"])
-
-
