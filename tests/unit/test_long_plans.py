@@ -9,6 +9,7 @@ import pytest
 from qm_vllm import QuickMergeConfig, request_args
 from qm_vllm.engine.memory import job_bytes
 from qm_vllm.engine.messages import JobResult, WorkerMessage
+from qm_vllm.engine.parts import places_needed
 from qm_vllm.engine.requests.demands import Room
 from qm_vllm.engine.requests.long_prompts import early_refusal
 from qm_vllm.engine.requests.planning import plan_or_reason
@@ -95,6 +96,18 @@ def test_memory_that_holds_no_part_is_a_sentence():
     found = plan(3000, Room(20_000, max_bytes=1 << 16), ratio=0.1)
     assert isinstance(found, Untouched)
     assert "raise job_memory_share" in str(found)
+
+
+@pytest.mark.parametrize(("ratio", "served"), [(0.1, True), (0.18, True), (0.3, False)])
+def test_a_part_and_what_was_kept_before_it_fit_into_what_the_model_knows(ratio, served):
+    """1,024 positions hold a part of 512 tokens and the prompt's last 256 behind 256 kept ones."""
+    known = replace(SMALL, trained_length=1024)
+    found = plan_or_reason(arrival(2600, ratio=ratio), BASE, known, Room(20_000))
+    if served:
+        assert places_needed(found.spec) <= 1024
+        assert len(found.spec.parts) > 4
+    else:
+        assert "no part of it fits beside what is kept; lower ratio or max_kept" in str(found)
 
 
 @pytest.mark.parametrize(("extra", "tokens", "max_tokens", "said"), [
