@@ -73,15 +73,15 @@ def test_the_rest_of_a_file_is_used(tmp_path):
         "own_answers-0-report-0", "given_answers-0-report-4"
     ]
     assert sorted(problems) == [2, 4, 6]
-    assert "has 303 tokens, and with 8 for an answer that is more than the model's window of 200" \
-        == problems[6]
+    assert problems[6] \
+        == "has 303 tokens, and with 8 for an answer that is more than the model's window of 200"
 
 
 def test_a_file_without_a_usable_line_is_one_error(tmp_path):
-    with pytest.raises(UserError, match="cannot read .*No such file"):
+    with pytest.raises(UserError, match=r"cannot read .*No such file"):
         read_prompts(tmp_path / "none.jsonl", Words(), Reading())
     empty = write(tmp_path / "empty.jsonl", [])
-    with pytest.raises(UserError, match="no prompt that can be used .it is empty"):
+    with pytest.raises(UserError, match=r"no prompt that can be used \(it is empty"):
         read_prompts(empty, Words(), Reading())
     bad = write(tmp_path / "bad.jsonl", ["{}"] * 12)
     with pytest.raises(UserError, match=r"line 1: needs either .* line 8: .*; and 4 more\)"):

@@ -160,6 +160,6 @@ def test_the_models_own_answer_is_asked_once_and_is_the_target(tmp_path):
 def test_an_empty_answer_of_the_model_is_a_reason(tmp_path):
     engine = CurveEngine(lambda ratio, index: 0.0, said=[])
     measured = measure(engine, plain_prompts(tmp_path, 3), METHOD, (0.5,))
-    assert measured.problems == {line: f"not applicable: {NO_ANSWER}" for line in (1, 2, 3)}
+    assert measured.problems == dict.fromkeys((1, 2, 3), f"not applicable: {NO_ANSWER}")
     assert engine.cells == []
     assert choose(measured.points, BOUND) is None
