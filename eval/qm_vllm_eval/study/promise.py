@@ -58,7 +58,7 @@ def promise(chosen: Point | None, measured: Measured, max_loss: float) -> str:
         f"Ratio {chosen.ratio:g} is the smallest that keeps the mean loss within {max_loss:g} by "
         f"the upper end of its interval ({chosen.high:.4f}, {chosen.prompts} prompts), and so do "
         "all larger ones. So the mean loss on other prompts of the same kind should be within "
-        f"{max_loss:g}: about one such promise in forty is broken by chance."
+        f"{max_loss:g}: at most about one such promise in forty is broken by chance."
     )
     if chosen is points[0] and len(points) > 1:
         said += " No smaller ratio was tried (--ratios)."
