@@ -25,13 +25,13 @@ def match_score(metric: str, prediction: str, answers: Sequence[str], target: st
         metric: "all" (share of the answers that the prediction holds, whatever their case),
             "any" (1 if it holds one of them), "rouge_l" (F1 of the longest common subsequence
             of the words of :mod:`.rouge_words` with the target), "none" or "tokens" (which a text
-            alone cannot tell: NaN).
+            alone cannot tell: NaN). "f1" is scored by :mod:`.answers`.
 
     Raises:
-        ValueError: no such metric, or no answers where the metric needs them.
+        ValueError: no such metric here, or no answers where the metric needs them.
     """
-    if metric not in METRICS:
-        raise ValueError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+    if metric not in METRICS or metric == "f1":
+        raise ValueError(f"no metric {metric!r} here; there are {', '.join(METRICS)}")
     if metric in ("none", "tokens"):
         return float("nan")
     if metric == "rouge_l":

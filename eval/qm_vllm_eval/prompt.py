@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ class Prompt:
     Attributes:
         ids: the N prompt tokens. context: how many of them come before the question.
         target: the tokens whose likelihood is measured.
-        bare: the prompt of the method "none", two tokens or more: the same with an empty context,
-            or, for a task without a question, its last two tokens.
+        bare: the prompt of the method "none", two tokens or more: the same with an empty context
+            and no turns before it, or, for plain text without a question, its last two tokens.
     """
 
     sample: Sample
@@ -59,14 +60,14 @@ def prompt_parts(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int], 
         tokenizer: a Hugging Face tokenizer; without a chat template the parts are joined plainly.
 
     Returns:
-        Ids of the template's head and the context; of the question, the template's tail and the
-        first words of the reply (may be empty for plain text); and of the target. Plain text
-        begins with the BOS token if the tokenizer adds one.
+        Ids of the template's head with the earlier turns, and the context; of the question, the
+        template's tail and the first words of the reply (may be empty for plain text); and of the
+        target. Plain text begins with the BOS token if the tokenizer adds one.
     """
-    head, tail = _frame(sample, tokenizer)
+    head, tail = _frame(sample, tokenizer, sample.turns)
     context = _bos(sample, tokenizer) + _encode(tokenizer, head + sample.context)
     question = _encode(tokenizer, sample.question + tail + sample.answer_prefix)
-    return context, question, _encode(tokenizer, sample.target)
+    return context, question, list(sample.target_ids) or _encode(tokenizer, sample.target)
 
 
 def bare_prompt_ids(sample: Sample, tokenizer: Any) -> list[int]:
@@ -93,14 +94,16 @@ def prompt_length(sample: Sample, tokenizer: Any) -> int:
     return len(context) + len(question)
 
 
-def _frame(sample: Sample, tokenizer: Any) -> tuple[str, str]:
-    """What the chat template puts before and behind the user's message."""
+def _frame(
+    sample: Sample, tokenizer: Any, turns: Sequence[tuple[str, str]] = ()
+) -> tuple[str, str]:
+    """What the chat template puts before the user's message, the turns included, and behind it."""
     if not sample.chat:
         return "", ""
     if getattr(tokenizer, "chat_template", None) is None:
-        return "", _PLAIN_TAIL
-    message = [{"role": "user", "content": _SENTINEL}]
-    text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return "".join(f"{text}{_PLAIN_TAIL}" for _, text in turns), _PLAIN_TAIL
+    messages = [{"role": role, "content": text} for role, text in (*turns, ("user", _SENTINEL))]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     head, found, tail = text.partition(_SENTINEL)
     if not found:
         raise ValueError("the tokenizer's chat template does not show the user's message")

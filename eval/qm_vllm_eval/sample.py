@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-METRICS = ("all", "any", "rouge_l", "tokens", "none")
+METRICS = ("all", "any", "rouge_l", "f1", "tokens", "none")
 """How a prediction is scored: share of the answers it holds (RULER's string_match_all), 1 if it
-holds any of them, ROUGE-L F1 against the target, share of the target's tokens that are the
-model's first choice after the right ones before them (needs no decoding), or not at all."""
+holds any of them, ROUGE-L F1 against the target, F1 over tokens with the best of the answers
+(SQuAD's), share of the target's tokens that are the model's first choice after the right ones
+before them (needs no decoding), or not at all."""
 
 SPLITS = ("tune", "report")
 """Seeds for choosing an algorithm, and seeds that no choice has seen."""
@@ -40,6 +41,9 @@ class Sample:
         length: tokens of the whole prompt that were asked for.
         split: one of :data:`SPLITS`. index: number of the sample within it.
         hint: what the compressor hears of the question to come, as an engine's option; "": nothing.
+        turns: (role, text) of the conversation before the user's turn, with ``chat``; they may be
+            compressed like the context.
+        target_ids: the target's tokens, where it is what a model said and not what a text gives.
     """
 
     sample_id: str
@@ -59,3 +63,5 @@ class Sample:
     answer_prefix: str = ""
     chat: bool = True
     hint: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+    target_ids: tuple[int, ...] = ()

@@ -94,7 +94,7 @@ def test_files_are_short(file):
 
 def test_the_studies_add_their_commands_where_they_are_installed():
     points = {point.name: point.value for point in entry_points(group=main.GROUP)}
-    assert set(points) == {"calibrate", "compare", "eval"}
+    assert set(points) == {"calibrate", "compare", "eval", "tune"}
     assert all(value.startswith("qm_vllm_eval.") for value in points.values())
     shown = CliRunner().invoke(main.app, ["--help"]).output
     assert all(name in shown for name in points)

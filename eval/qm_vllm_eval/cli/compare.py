@@ -17,6 +17,12 @@ DEFAULT_METHODS = (
     "gemfilter-like,specprefill-like,fp8"
 )
 RATIOS = "0.5,0.4167,0.25,0.125,0.0625"
+LENGTHS = "768,2048"
+
+
+def say(sentence: str) -> None:
+    """A line on standard error, as it is."""
+    errors().print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def compare(
@@ -32,8 +38,24 @@ def compare(
         str, typer.Option(help="Names by comma, or all; none and plain always run.")
     ] = DEFAULT_METHODS,
     ratios: Annotated[str, typer.Option(help="Shares of the prompt to keep, by comma.")] = RATIOS,
-    samples: Annotated[int, typer.Option(min=1, help="Samples of each task.")] = 16,
-    length: Annotated[str, typer.Option(help="Tokens of a prompt, by comma.")] = "768,2048",
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Your own prompts instead of tasks: JSON lines with prompt or "
+                     "messages, and perhaps question and answer."),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat/--raw", help="With --data: wrap each prompt in the model's "
+                           "chat template.")
+    ] = True,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, help="With --data: tokens of the model's own answers, which count "
+                          "where a line has none.")
+    ] = 64,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples of each task, 16 if left out; with --data "
+                                 "lines, all if left out.")
+    ] = None,
+    length: Annotated[str, typer.Option(help="Tokens of a prompt, by comma.")] = LENGTHS,
     query: Annotated[
         str, typer.Option(help="Whether methods see the question: visible, blind or both.")
     ] = "visible",
@@ -60,6 +82,9 @@ def compare(
             from qm_vllm_eval.study.session import StudyArguments, run_study
         except ImportError as error:
             raise UserError(f"{error.name} is missing; install it with {EXTRA}") from error
+        if data and (tasks, length, haystacks, split) != ("all", LENGTHS, None, "report"):
+            raise UserError("--data takes the place of --tasks, --length, --haystacks and --split; "
+                            "leave these out")
         arguments = StudyArguments(
             out=out,
             model=str(model or embedded.ensure_model()),
@@ -67,7 +92,7 @@ def compare(
             tasks=names(tasks, "--tasks"),
             methods=names(methods, "--methods"),
             ratios=numbers(ratios, "--ratios"),
-            samples=samples,
+            samples=samples or (0 if data else 16),
             lengths=tuple(int(value) for value in numbers(length, "--length", top=1 << 20)),
             query=query,
             split=split,
@@ -77,8 +102,11 @@ def compare(
             block_size=block_size or (32 if engine == "vllm" else 1),
             threads=threads,
             first_sample=first_sample,
+            data=data,
+            chat=chat,
+            answer_tokens=answer_tokens,
         )
-        paths, whole = run_study(arguments)
+        paths, whole = run_study(arguments, told=say)
         for path in paths:
             typer.echo(path)
         if not whole:

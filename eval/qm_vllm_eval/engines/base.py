@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from qm_vllm.compress import round_to_blocks
+from qm_vllm_eval.answers import answer_scores
 from qm_vllm_eval.methods import Method
 from qm_vllm_eval.metrics import match_score
 from qm_vllm_eval.row import OK, Row
@@ -26,6 +27,10 @@ class Engine(Protocol):
 
     def evaluate(self, sample: Sample, cells: Sequence[Cell]) -> Iterator[list[Row]]:
         """Rows of one sample, as they become ready; one row a cell."""
+
+    def answer(self, sample: Sample, most: int) -> list[int]:
+        """Token ids that the model says greedily to the whole prompt: ``most``, or up to its end
+        token, which is not among them."""
 
     def facts(self) -> dict[str, Any]:
         """What run_meta.json says about the engine: dtype, versions, settings."""
@@ -60,7 +65,7 @@ def make_row(
     """A row of the predictions table; ``accuracy`` is the score of the metric "tokens"."""
     match = accuracy if sample.metric == "tokens" else math.nan
     if status == OK and sample.metric != "tokens":
-        match = match_score(sample.metric, prediction, sample.answers, sample.target)
+        match = _score(sample, prediction)
     return Row(
         sample_id=sample.sample_id,
         task=sample.task,
@@ -83,3 +88,10 @@ def make_row(
         target=sample.target,
         status=status,
     )
+
+
+def _score(sample: Sample, prediction: str) -> float:
+    """Score of a prediction by the sample's metric."""
+    if sample.metric == "f1":
+        return answer_scores(prediction, sample.answers)["f1"]
+    return match_score(sample.metric, prediction, sample.answers, sample.target)

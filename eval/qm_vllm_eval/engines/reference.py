@@ -15,7 +15,7 @@ from qm_vllm.processor import best_dtype
 from qm_vllm.special_tokens import special_ids
 from qm_vllm_eval.engines.base import Cell, budget, make_row
 from qm_vllm_eval.engines.peers import Peers
-from qm_vllm_eval.methods import Budget, Request, Unfit, kvpress, llmlingua
+from qm_vllm_eval.methods import Budget, Request, Unfit, kvpress, llmlingua, plain
 from qm_vllm_eval.methods.base import Asked, prefill_ids
 from qm_vllm_eval.prompt import Prompt, prompt_parts
 from qm_vllm_eval.reference.decoder import Decoder
@@ -93,6 +93,14 @@ class ReferenceEngine:
         if own:
             yield self._evaluate_own(prompt, own)
         yield from self._evaluate_peers(prompt, [cell for cell in cells if cell[0].peer])
+
+    @torch.inference_mode()
+    def answer(self, sample: Sample, most: int) -> list[int]:
+        """See :class:`qm_vllm_eval.engines.base.Engine`."""
+        prompt = Prompt.of(sample, self.tokenizer)
+        cell = (plain.METHOD, 1.0)
+        context, feed = self._compress(prompt, self.request_for(prompt), cell)
+        return self.reader.answer(context, feed, most, self.eos)
 
     def request_for(self, prompt: Prompt) -> Request:
         """The prompt with its prefill; K is set for each ratio."""

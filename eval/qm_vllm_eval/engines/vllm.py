@@ -77,6 +77,13 @@ class VllmEngine:
         for cell in cells:
             yield [self._evaluate(sample, cell)]
 
+    def answer(self, sample: Sample, most: int) -> list[int]:
+        """See :class:`qm_vllm_eval.engines.base.Engine`."""
+        told = self._ask(Prompt.of(sample, self.tokenizer).ids, most, {}).outputs[0]
+        ids = list(told.token_ids)
+        # A stop string is never asked for, so this is an end token of the model or its tokenizer.
+        return ids[:-1] if told.finish_reason == "stop" else ids
+
     def _evaluate(self, sample: Sample, cell: Cell) -> Row:
         tokens = Prompt.of(sample, self.tokenizer)
         prompt, target, name = tokens.ids, tokens.target, cell[0].name

@@ -217,6 +217,21 @@ class Reader:
         }
         return [readings[row] for row in range(len(contexts))]
 
+    @torch.inference_mode()
+    def answer(
+        self, context: CompressedContext, feed: Sequence[int], most: int,
+        eos_ids: Collection[int] = (),
+    ) -> list[int]:
+        """The greedy continuation of one context and these tokens, at most ``most`` long.
+
+        The end token is not among the ids.
+        """
+        memory = _Memory(self.decoder, [context], len(feed) + most)
+        starts = torch.tensor([context.next_position])
+        first = self._feed(memory, torch.tensor([list(feed)]), starts)[:, -1].argmax(-1).cpu()
+        (ids,) = self._continue(memory, first, starts + len(feed), most, frozenset(eos_ids))
+        return ids
+
     def _continue(
         self, memory: _Memory, first: Tensor, positions: Tensor, limit: int, eos: frozenset[int]
     ) -> list[list[int]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from qm_vllm_eval.engines.base import Cell, Engine
+from qm_vllm_eval.engines.base import Cell, Engine, make_row
 from qm_vllm_eval.methods import Budget, Method
 from qm_vllm_eval.row import Row
 from qm_vllm_eval.sample import Sample, sample_id
@@ -21,6 +22,40 @@ class Sink(Protocol):
 
     def add(self, rows: list[Row]) -> object:
         """Take finished rows."""
+
+
+class Unusable(Exception):
+    """A sample that can be named and not measured.
+
+    Attributes:
+        sample: as far as it is known. tokens: of its prompt.
+    """
+
+    def __init__(self, reason: str, sample: Sample, tokens: int) -> None:
+        super().__init__(reason)
+        self.sample, self.tokens = sample, tokens
+
+    def row(self, cell: Cell) -> Row:
+        """The row that says why."""
+        return make_row(
+            self.sample, cell, prompt_tokens=self.tokens, status=f"not applicable: {self}"
+        )
+
+
+class Plan(Protocol):
+    """What :func:`run` measures."""
+
+    def cells(self) -> list[Cell]:
+        """Every method with every ratio that it has."""
+
+    def size(self) -> int:
+        """Rows in all."""
+
+    def sample_makers(self) -> Iterator[tuple[str, Callable[[Engine], Sample]]]:
+        """The id of each sample, known before it is built, and what builds it.
+
+        The second may raise :class:`Unusable`.
+        """
 
 
 @dataclass(frozen=True)
@@ -46,15 +81,7 @@ class Grid:
 
     def cells(self) -> list[Cell]:
         """Every method with every ratio that it has."""
-        cells: list[Cell] = []
-        for method in self.methods:
-            if method.budget is Budget.NONE:
-                cells.append((method, 0.0))
-            elif method.budget is Budget.FULL:
-                cells.append((method, 1.0))
-            else:
-                cells += [(method, ratio) for ratio in self.ratios]
-        return cells
+        return cells_of(self.methods, self.ratios)
 
     def names(self) -> Iterator[tuple[str, int, int, bool]]:
         """(task, length, index, visible), all families of one sample index before the next."""
@@ -68,18 +95,36 @@ class Grid:
         """Rows of the whole grid."""
         return len(self.cells()) * sum(1 for _ in self.names())
 
+    def sample_makers(self) -> Iterator[tuple[str, Callable[[Engine], Sample]]]:
+        """The id of each sample and what builds it, in the order of :meth:`names`."""
+        for name in self.names():
+            task, length, index, visible = name
+            known = sample_id(task, length, self.split, index, visible)
+            yield known, partial(self._build, name)
 
-def sample_of(grid: Grid, name: tuple[str, int, int, bool], tokenizer: object) -> Sample:
-    """Build one sample of the grid."""
-    task, length, index, visible = name
-    return build_sample(
-        task, length=length, split=grid.split, index=index, tokenizer=tokenizer,
-        haystacks=grid.haystacks, query_visible=visible,
-    )
+    def _build(self, name: tuple[str, int, int, bool], engine: Engine) -> Sample:
+        task, length, index, visible = name
+        return build_sample(
+            task, length=length, split=self.split, index=index, tokenizer=engine.tokenizer,
+            haystacks=self.haystacks, query_visible=visible,
+        )
+
+
+def cells_of(methods: Sequence[Method], ratios: Sequence[float]) -> list[Cell]:
+    """Every method with every ratio that it has."""
+    cells: list[Cell] = []
+    for method in methods:
+        if method.budget is Budget.NONE:
+            cells.append((method, 0.0))
+        elif method.budget is Budget.FULL:
+            cells.append((method, 1.0))
+        else:
+            cells += [(method, ratio) for ratio in ratios]
+    return cells
 
 
 def run(
-    grid: Grid,
+    grid: Plan,
     engine: Engine,
     sink: Sink,
     *,
@@ -94,25 +139,28 @@ def run(
             that were there already cost nothing.
     """
     done, every = sink.done(), grid.cells()
-    for name in grid.names():
-        task, length, index, visible = name
-        known = sample_id(task, length, grid.split, index, visible)
+    for known, make in grid.sample_makers():
         cells = [cell for cell in every if (known, cell[0].name, cell[1]) not in done]
         advanced(len(every) - len(cells), 0.0)
         if not cells:
             continue
         started(known)
-        sample = sample_of(grid, name, engine.tokenizer)
+        try:
+            sample = make(engine)
+        except Unusable as problem:
+            sink.add([problem.row(cell) for cell in cells])
+            advanced(len(cells), 0.0)
+            continue
         rows: list[Row] = []
         try:
             for part in engine.evaluate(sample, cells):
                 rows += part
-                advanced(len(part), cost(part, sample.length))
+                advanced(len(part), cost(part))
         finally:
             if rows:
                 sink.add(rows)
 
 
-def cost(rows: Sequence[Row], length: int) -> float:
+def cost(rows: Sequence[Row]) -> float:
     """Rough cost of rows, in prompt tokens."""
-    return float(len(rows) * length)
+    return float(sum(row.prompt_tokens for row in rows))

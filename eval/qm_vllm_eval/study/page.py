@@ -119,7 +119,8 @@ def _anchor(length: int, visible: bool) -> str:
 
 
 def _mode(length: int, visible: bool) -> str:
-    return f"{length:,} tokens, question {'visible' if visible else 'hidden'}"
+    place = f"{length:,} tokens" if length else "Your own prompts"
+    return f"{place}, question {'visible' if visible else 'hidden'}"
 
 
 def _guide() -> str:

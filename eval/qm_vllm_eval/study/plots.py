@@ -93,7 +93,8 @@ def write_pictures(pictures: list[Picture], folder: Path) -> list[Path]:
 def heading(quality: str, length: int, visible: bool) -> str:
     """Title of a figure or a table."""
     mode = "visible to" if visible else "hidden from"
-    return f"{quality.capitalize()} at {length:,} prompt tokens, question {mode} the compressor"
+    place = f"at {length:,} prompt tokens" if length else "on your own prompts"
+    return f"{quality.capitalize()} {place}, question {mode} the compressor"
 
 
 def _figure(

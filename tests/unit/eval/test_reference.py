@@ -77,6 +77,7 @@ def test_reader_scores_and_continues_as_transformers_does(family):
     alone = Reader(decoder).read(contexts[1:2], [ids[95:]], target, 12)[0]
     assert readings[1].nll == pytest.approx(alone.nll, abs=1e-4)
     assert readings[1].prediction_ids == alone.prediction_ids
+    assert Reader(decoder).answer(contexts[0], ids[95:], 12) == said
     # A target that greedy decoding gives is recognised without decoding.
     told = Reader(decoder).read(contexts[:1], [ids[95:]], said[:5], 12)[0]
     assert told.exact
@@ -91,6 +92,8 @@ def test_generation_ends_at_an_end_token(family):
     stop = free[4]
     cut = Reader(decoder).read([context], [ids[59:]], [511], 10, {stop})[0].prediction_ids
     assert cut == free[: free.index(stop)]
+    assert Reader(decoder).answer(context, ids[59:], 10, {stop}) == cut
+    assert Reader(decoder).answer(context, ids[59:], 3) == free[:3]
 
 
 def test_layers_may_hold_different_numbers_of_entries(family):

@@ -1,0 +1,1 @@
+"""A user's own prompts as samples of the studies."""
