@@ -21,8 +21,6 @@ from qm_vllm_eval.tasks import DATA, TASKS, data
 
 ENGINES = ("reference", "vllm")
 QUERIES = {"visible": (True,), "blind": (False,), "both": (True, False)}
-EXTRA_TOKENS = 160
-"""Room for a question's answer behind the longest prompt, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def run_study(arguments: StudyArguments) -> tuple[list[Path], bool]:
     try:
         if (arguments.out / "run_meta.json").exists():
             Store(arguments.out)  # a folder that is no study is refused before a model is loaded
-        engine = start(arguments)
+        engine = start(arguments, grid.tasks)
     except (StoreError, ValueError) as error:
         raise UserError(str(error)) from error
     try:
@@ -128,14 +126,14 @@ def plan(arguments: StudyArguments) -> Grid:
     )
 
 
-def start(arguments: StudyArguments) -> Engine:
-    """The engine that the arguments name."""
+def start(arguments: StudyArguments, tasks: tuple[str, ...]) -> Engine:
+    """The engine that the arguments name, with room for the answers of these tasks."""
     if arguments.engine == "vllm":
         from qm_vllm_eval.engines.vllm import VllmEngine
 
         return VllmEngine(
             arguments.model, dtype=arguments.dtype, block_size=arguments.block_size,
-            max_model_len=max(arguments.lengths) + EXTRA_TOKENS,
+            max_model_len=max(arguments.lengths) + max(TASKS[name].room for name in tasks),
         )
     from qm_vllm_eval.engines.reference import ReferenceEngine
 
