@@ -28,7 +28,7 @@ CHARACTERS = 7
 """Characters of other text for each token of a prompt: more than it can need."""
 _ASIDE = (
     "\n\nSome sentences of the text are about people, where they go and what they do with things. "
-    "By these, {} Answer with a word."
+    "By these, {} Answer with nothing but the word or words."
 )
 
 

@@ -74,7 +74,7 @@ def _question(request: Request, row: LevalRow) -> Sample:
     """A question about a document, which is cut to a window around its answer."""
     return around(request, row.document, row.question, [row.answer], lambda text: request.sample(
         text,
-        f"\n\nQuestion: {row.question} Answer in a few words.",
+        f"\n\nQuestion: {row.question}\nAnswer in a few words.",
         target_of(request, row.answer),
         [row.answer],
         answer_prefix="Answer:",

@@ -31,7 +31,7 @@ def _rows(request: Request) -> list[LongBenchRow]:
 def _asked(request: Request, row: LongBenchRow, text: str, tokens: int) -> Sample:
     return request.sample(
         text,
-        f"\n\nQuestion: {row.input} Answer in a few words.",
+        f"\n\nQuestion: {row.input}\nAnswer in a few words.",
         target_of(request, said_answer(text, row.answers)),
         row.answers,
         answer_prefix="Answer:",

@@ -26,7 +26,7 @@ def _rows(request: Request) -> list[SqualityRow]:
 def _squality(request: Request, row: SqualityRow) -> Sample:
     return whole(request, row.story, lambda text: request.sample(
         text,
-        f"\n\n{row.question} Answer in about 200 words.",
+        f"\n\n{row.question}\nAnswer in about 200 words.",
         target_of(request, row.references[0]),
         row.references,
         answer_prefix="Answer:",
