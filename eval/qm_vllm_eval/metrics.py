@@ -1,55 +1,17 @@
-"""Scores of predictions, the share of the context's benefit that a method keeps, intervals."""
+"""The share of the context's benefit that a method keeps, means and intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qm_vllm_eval.sample import METRICS
-
 RESAMPLES = 2000
 LEVEL = 0.95
 SMALLEST_BENEFIT = 1e-3
 """Nats per token. Where the context helps by less, a share of that help says nothing."""
-
-
-def match_score(metric: str, prediction: str, answers: Sequence[str], target: str) -> float:
-    """Score of one prediction in [0, 1]; NaN for "none" and "tokens".
-
-    Args:
-        metric: "all" (share of the answers that the prediction holds, whatever their case),
-            "any" (1 if it holds one of them), "rouge_l" (F1 of the longest common subsequence
-            of the words of :mod:`.rouge_words` with the target), "none" or "tokens" (which a text
-            alone cannot tell: NaN). "f1" is scored by :mod:`.answers`.
-
-    Raises:
-        ValueError: no such metric here, or no answers where the metric needs them.
-    """
-    if metric not in METRICS or metric == "f1":
-        raise ValueError(f"no metric {metric!r} here; there are {', '.join(METRICS)}")
-    if metric in ("none", "tokens"):
-        return float("nan")
-    if metric == "rouge_l":
-        return float(_rouge().score(target, prediction)["rougeL"].fmeasure)
-    if not answers:
-        raise ValueError(f"metric {metric!r} needs at least one answer")
-    said = prediction.lower()
-    held = [answer.lower() in said for answer in answers]
-    return float(any(held)) if metric == "any" else sum(held) / len(held)
-
-
-@lru_cache(maxsize=1)
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
-
-    from qm_vllm_eval.rouge_words import Words
-
-    return RougeScorer(["rougeL"], tokenizer=Words(stem=False))
 
 
 def retention(nll_none: ArrayLike, nll_method: ArrayLike, nll_full: ArrayLike) -> float:

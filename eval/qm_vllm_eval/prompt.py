@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ class Prompt:
         target: the tokens whose likelihood is measured.
         bare: the prompt of the method "none", two tokens or more: the same with an empty context
             and no turns before it, or, for plain text without a question, its last two tokens.
+        evidence: positions among ``ids`` of the tokens that tell the answer, where it is known.
     """
 
     sample: Sample
@@ -28,6 +30,7 @@ class Prompt:
     context: int
     target: list[int]
     bare: list[int]
+    evidence: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, sample: Sample, tokenizer: Any) -> Prompt:
@@ -35,7 +38,8 @@ class Prompt:
         context, question, target = prompt_parts(sample, tokenizer)
         ids = [*context, *question]
         bare = bare_prompt_ids(sample, tokenizer)
-        return cls(sample, ids, len(context), target, bare if len(bare) > 1 else ids[-2:])
+        evidence = evidence_positions(sample, tokenizer)
+        return cls(sample, ids, len(context), target, bare if len(bare) > 1 else ids[-2:], evidence)
 
     @property
     def seen(self) -> int:
@@ -51,6 +55,13 @@ class Prompt:
     def feed(self) -> list[int]:
         """The tokens fed after a compressed context."""
         return self.ids[self.seen - self.held :]
+
+    def evidence_kept(self, kept: Sequence[int] | None) -> float:
+        """Share of the evidence among these positions and the fed ones; NaN if not known."""
+        if kept is None or not self.evidence:
+            return math.nan
+        there = {*kept, *range(self.seen - self.held, len(self.ids))}
+        return len(self.evidence & there) / len(self.evidence)
 
 
 def prompt_parts(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
@@ -68,6 +79,26 @@ def prompt_parts(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int], 
     context = _bos(sample, tokenizer) + _encode(tokenizer, head + sample.context)
     question = _encode(tokenizer, sample.question + tail + sample.answer_prefix)
     return context, question, list(sample.target_ids) or _encode(tokenizer, sample.target)
+
+
+def evidence_positions(sample: Sample, tokenizer: Any) -> frozenset[int]:
+    """Where the tokens of the sample's evidence stand among the prompt's.
+
+    A boundary is found by counting the tokens of what stands before it without its last space,
+    which belongs to the next word; where a token spans the boundary it is the neighbour's.
+    """
+    if not sample.evidence:
+        return frozenset()
+    head, _ = _frame(sample, tokenizer, sample.turns)
+    first = len(_bos(sample, tokenizer))
+
+    def tokens(end: int) -> int:
+        return first + len(_encode(tokenizer, head + sample.context[:end].rstrip()))
+
+    return frozenset(
+        position for start, end in sample.evidence
+        for position in range(tokens(start), tokens(end))
+    )
 
 
 def bare_prompt_ids(sample: Sample, tokenizer: Any) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 OK = "ok"
@@ -19,6 +20,8 @@ class Row:
         exact: 1.0 if greedy decoding starts with the target's tokens, else 0.0.
         match: score by the sample's metric, in [0, 1]; NaN for "none".
         kv_bytes: bytes of KV for the kept positions, all layers.
+        evidence_kept: share of the tokens that tell the answer whose positions were kept; NaN where
+            the data do not name them or the method keeps no list of positions.
         seconds: what compression and delivery took for this row, without the shared prefill.
     """
 
@@ -42,3 +45,4 @@ class Row:
     prediction: str
     target: str
     status: str = OK
+    evidence_kept: float = math.nan

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-METRICS = ("all", "any", "rouge_l", "f1", "tokens", "none")
-"""How a prediction is scored: share of the answers it holds (RULER's string_match_all), 1 if it
-holds any of them, ROUGE-L F1 against the target, F1 over tokens with the best of the answers
-(SQuAD's), share of the target's tokens that are the model's first choice after the right ones
-before them (needs no decoding), or not at all."""
+METRICS = (
+    "all", "any", "rouge_l", "tokens", "none", "f1", "f1_line", "rouge_best", "edit", "numbers",
+    "letter", "class", "words",
+)
+"""How a prediction is scored.
+
+- all: share of the answers it holds, whatever their case (RULER's string_match_all).
+- any: 1 if it holds any of them.
+- rouge_l: F1 of the longest common subsequence of words with the target.
+- tokens: share of the target's tokens that are the model's first choice after the right ones
+  before them (needs no decoding).
+- none: not at all.
+- f1: token F1 as SQuAD has it, the best answer. f1_line: the same of the prediction's first line.
+- rouge_best: ROUGE-L F1 with stemming, the best of the answers.
+- edit, class, numbers: a line of code, a class, a number; :mod:`qm_vllm_eval.longbench_scores`.
+- letter, words: a choice, the words of an answer; :mod:`qm_vllm_eval.choice_scores`.
+"""
 
 SPLITS = ("tune", "report")
 """Seeds for choosing an algorithm, and seeds that no choice has seen."""
@@ -40,6 +52,9 @@ class Sample:
         haystack: where the filler comes from.
         length: tokens of the whole prompt that were asked for.
         split: one of :data:`SPLITS`. index: number of the sample within it.
+        choices: every answer that may be given, for the metrics "class" and "words".
+        evidence: [start, end) in characters of the context: the parts that tell the answer, where
+            the data say so.
         hint: what the compressor hears of the question to come, as an engine's option; "": nothing.
         turns: (role, text) of the conversation before the user's turn, with ``chat``; they may be
             compressed like the context.
@@ -65,3 +80,5 @@ class Sample:
     hint: str = ""
     turns: tuple[tuple[str, str], ...] = ()
     target_ids: tuple[int, ...] = ()
+    choices: tuple[str, ...] = ()
+    evidence: tuple[tuple[int, int], ...] = ()

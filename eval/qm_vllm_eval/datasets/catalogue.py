@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from qm_vllm_eval.datasets.babi import open_babi
 from qm_vllm_eval.datasets.booksum import open_booksum
 from qm_vllm_eval.datasets.coco_captions import open_coco
 from qm_vllm_eval.datasets.ego4d_nlq import Ego4dNlq
 from qm_vllm_eval.datasets.imagenet import open_imagenet
+from qm_vllm_eval.datasets.leval import open_leval
+from qm_vllm_eval.datasets.longbench import open_longbench
 from qm_vllm_eval.datasets.published import (
     PUBLISHED,
     absent,
@@ -25,8 +28,10 @@ from qm_vllm_eval.datasets.published import (
     source_path,
 )
 from qm_vllm_eval.datasets.qasper import open_qasper
+from qm_vllm_eval.datasets.qmsum import open_qmsum
 from qm_vllm_eval.datasets.rows import DataRow, DataSetError
 from qm_vllm_eval.datasets.something import open_something
+from qm_vllm_eval.datasets.squality import open_squality
 from qm_vllm_eval.datasets.tvqa import open_tvqa
 from qm_vllm_eval.datasets.ucf101 import open_ucf101
 from qm_vllm_eval.datasets.wikitext import open_wikitext
@@ -64,6 +69,11 @@ OPENERS: dict[str, Callable[..., Iterable[DataRow]]] = {
     "something": open_something,
     "tvqa": open_tvqa,
     "qasper": open_qasper,
+    "longbench": open_longbench,
+    "leval": open_leval,
+    "squality": open_squality,
+    "qmsum": open_qmsum,
+    "babi": open_babi,
 }
 """For each name of ``PUBLISHED`` what opens a split of it: ``opener(source, split)``."""
 
@@ -78,7 +88,8 @@ def open_published(
         source: a file or folder, or for sets with a ``hub`` name that name; None or "": not at
             hand.
         split: "train", "validation" or "test", if the set has it.
-        options: what else the set's own function takes (``fold`` of UCF101, ``frames`` of TVQA).
+        options: what else the set's own function takes (``fold`` of UCF101, ``frames`` of TVQA,
+            ``task`` of LongBench, L-Eval and bAbI).
 
     Raises:
         DataSetError: no such name or split; nothing there (the sentence says where to get the

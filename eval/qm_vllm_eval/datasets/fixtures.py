@@ -16,6 +16,7 @@ from typing import Any
 from qm_vllm_eval.datasets import booksum
 from qm_vllm_eval.datasets.ego4d_synthetic import SyntheticSpec, write_synthetic
 from qm_vllm_eval.datasets.fixture_media import SIZE, write_image, write_video
+from qm_vllm_eval.datasets.fixture_texts import WRITERS
 from qm_vllm_eval.datasets.published import PUBLISHED
 from qm_vllm_eval.datasets.rows import DataSetError
 
@@ -267,4 +268,5 @@ _WRITERS: dict[str, Callable[[Path], str | None]] = {
     "something": _something,
     "tvqa": _tvqa,
     "qasper": _qasper,
+    **WRITERS,
 }

@@ -74,6 +74,19 @@ PUBLISHED = {
     "qasper": Published(
         "QASPER", "allenai.org/data/qasper", "CC-BY-4.0", _ALL, "allenai/qasper",
     ),
+    "longbench": Published(
+        "LongBench", "github.com/THUDM/LongBench (a selection: MilkThink-Lab/MiniLongBench)",
+        "MIT, its texts under licences of their own: see its page", ("test",), "THUDM/LongBench",
+    ),
+    "leval": Published(
+        "L-Eval", "github.com/OpenLMLab/LEval",
+        "GPL-3.0, its texts under licences of their own: see its page", ("test",), "L4NLP/LEval",
+    ),
+    "squality": Published(
+        "SQuALITY", "github.com/nyu-mll/SQuALITY", "CC-BY-4.0; the stories: public domain", _ALL,
+    ),
+    "qmsum": Published("QMSum", "github.com/Yale-LILY/QMSum", "MIT", _ALL),
+    "babi": Published("bAbI", "research.facebook.com/downloads/babi", "CC-BY-3.0", _ALL[::2]),
 }  # fmt: skip
 """By the names that :func:`qm_vllm_eval.datasets.catalogue.open_published` takes."""
 

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from qm_vllm.compress import round_to_blocks
-from qm_vllm_eval.answers import answer_scores
+from qm_vllm_eval.match import match_score
 from qm_vllm_eval.methods import Method
-from qm_vllm_eval.metrics import match_score
 from qm_vllm_eval.row import OK, Row
 from qm_vllm_eval.sample import Sample
 
@@ -61,11 +60,14 @@ def make_row(
     prediction: str = "",
     seconds: float = math.nan,
     status: str = OK,
+    evidence_kept: float = math.nan,
 ) -> Row:
     """A row of the predictions table; ``accuracy`` is the score of the metric "tokens"."""
     match = accuracy if sample.metric == "tokens" else math.nan
     if status == OK and sample.metric != "tokens":
-        match = _score(sample, prediction)
+        match = match_score(
+            sample.metric, prediction, sample.answers, sample.target, sample.choices
+        )
     return Row(
         sample_id=sample.sample_id,
         task=sample.task,
@@ -87,11 +89,5 @@ def make_row(
         prediction=prediction,
         target=sample.target,
         status=status,
+        evidence_kept=evidence_kept,
     )
-
-
-def _score(sample: Sample, prediction: str) -> float:
-    """Score of a prediction by the sample's metric."""
-    if sample.metric == "f1":
-        return answer_scores(prediction, sample.answers)["f1"]
-    return match_score(sample.metric, prediction, sample.answers, sample.target)

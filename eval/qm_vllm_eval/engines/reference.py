@@ -177,6 +177,7 @@ class ReferenceEngine:
                         reading.prediction_ids, skip_special_tokens=True
                     ),
                     seconds=item.seconds,
+                    evidence_kept=prompt.evidence_kept(item.context.kept),
                 ))
         return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,9 @@ from qm_vllm_eval.methods import Budget, Method
 from qm_vllm_eval.row import Row
 from qm_vllm_eval.sample import Sample, sample_id
 from qm_vllm_eval.tasks import build_sample
+from qm_vllm_eval.tasks.base import Exhausted
+
+log = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
@@ -133,6 +137,9 @@ def run(
 ) -> None:
     """Measure what the sink does not have yet.
 
+    A task whose published documents are used up at a length is left with the samples it has: the
+    log says so, and the tables count them.
+
     Args:
         started: called with the id of each sample before it is evaluated.
         advanced: called with a number of rows that are done and their cost in tokens; rows
@@ -149,6 +156,10 @@ def run(
             sample = make(engine)
         except Unusable as problem:
             sink.add([problem.row(cell) for cell in cells])
+            advanced(len(cells), 0.0)
+            continue
+        except Exhausted as error:
+            log.warning("%s is left out: %s", known, error)
             advanced(len(cells), 0.0)
             continue
         rows: list[Row] = []

@@ -19,9 +19,9 @@ ALL_TASKS = "*"
 COLUMNS = [
     "task", "family", "query_visible", "method", "ratio", "kept_ratio", "samples", "nll", "match",
     "retention", "retention_lo", "retention_hi", "kv_bytes", "seconds", "length", "exact",
-    "status",
+    "status", "evidence_kept",
 ]
-MEANS = ["kept_ratio", "nll", "match", "kv_bytes", "seconds", "exact"]
+MEANS = ["kept_ratio", "nll", "match", "kv_bytes", "seconds", "exact", "evidence_kept"]
 TASK_GROUP = ["task", "family", "length", "query_visible"]
 FAMILY_GROUP = ["family", "length", "query_visible"]
 

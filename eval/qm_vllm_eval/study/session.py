@@ -24,8 +24,6 @@ from qm_vllm_eval.tasks import DATA, RULER, TASKS, data
 
 ENGINES = ("reference", "vllm")
 QUERIES = {"visible": (True,), "blind": (False,), "both": (True, False)}
-EXTRA_TOKENS = 160
-"""Room for a question's answer behind the longest prompt, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,8 @@ def plan(arguments: StudyArguments) -> Planned:
         first_sample=arguments.first_sample,
     )
     about = {"split": arguments.split, "haystacks": sorted(grid.haystacks)}
-    return Planned(grid, max(arguments.lengths) + EXTRA_TOKENS, about)
+    room = max(TASKS[name].room for name in grid.tasks)
+    return Planned(grid, max(arguments.lengths) + room, about)
 
 
 def _own(arguments: StudyArguments, data: Path, methods: tuple[Method, ...]) -> Planned:

@@ -15,17 +15,22 @@ from qm_vllm_eval.haystacks import HAYSTACKS
 from qm_vllm_eval.sample import SPLITS, Sample, sample_id
 from qm_vllm_eval.tasks import (
     abstract,
+    babilong,
     continuation,
     copy_edit,
     key_value,
+    leval,
+    longbench,
     many_shot,
     multi_needle,
     needle,
     next_code_line,
     paragraphs,
+    qmsum,
     question_answering,
     recall,
     ruler,
+    squality,
     variable_tracking,
     wikitext,
     word_frequency,
@@ -50,6 +55,11 @@ _FAMILIES = (
     paragraphs,
     many_shot,
     wikitext,
+    longbench,
+    leval,
+    squality,
+    qmsum,
+    babilong,
     ruler,
 )
 TASKS: dict[str, Task] = {task.name: task for family in _FAMILIES for task in family.TASKS}
@@ -82,6 +92,7 @@ def build_sample(
         UnknownTask: no such task.
         ValueError: the length is too short for the task, or another argument is wrong.
         HaystackError: a text or a data file is not on this machine.
+        Exhausted: the task's published documents give no sample of this number at this length.
     """
     found = TASKS.get(task)
     if found is None:

@@ -12,11 +12,9 @@ from qm_vllm_eval.haystacks import Piece
 from qm_vllm_eval.sample import Sample
 from qm_vllm_eval.tasks import data
 from qm_vllm_eval.tasks.base import DATA, Request, Task, fit
+from qm_vllm_eval.tasks.documents import target_of
 
 FAMILY = "summary"
-SUMMED = 96
-"""Tokens of the target, at most: whole words of the abstract's beginning."""
-
 
 def _abstract(request: Request) -> Sample:
     papers = [
@@ -24,7 +22,7 @@ def _abstract(request: Request) -> Sample:
         if len(_body(paper)) > data.CHARACTERS * request.length
     ]
     paper = data.turn_of(papers, request.turn + request.draw, "paper")
-    target = _first_words(paper["abstract"], request)
+    target = target_of(request, paper["abstract"])
 
     def make(pieces: list[Piece]) -> Sample:
         text = "".join(piece.joiner + piece.text for piece in pieces)
@@ -52,19 +50,6 @@ def _pieces(paper: dict[str, Any]) -> list[Piece]:
         sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", part["text"].strip())
         pieces += [Piece(" " if i else "\n\n", one) for i, one in enumerate(sentences) if one]
     return pieces
-
-
-def _first_words(text: str, request: Request) -> str:
-    """Up to :data:`SUMMED` tokens, with a space in front."""
-    words = text.split()
-    low, high = 1, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if request.count(" " + " ".join(words[:middle])) <= SUMMED:
-            low = middle
-        else:
-            high = middle - 1
-    return " " + " ".join(words[:low])
 
 
 TASKS = (

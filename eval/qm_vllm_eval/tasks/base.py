@@ -31,6 +31,10 @@ class UnknownTask(ValueError):
     """No such task in the registry; the sentence lists those there are."""
 
 
+class Exhausted(ValueError):
+    """A task of published documents has no sample of this number at this length."""
+
+
 class Unfit(Exception):
     """This draw of the filler gives no sample (no fitting sentence, say): draw again."""
 
@@ -91,6 +95,8 @@ class Request:
         answer_prefix: str = "",
         chat: bool = True,
         max_new_tokens: int | None = None,
+        choices: Sequence[str] = (),
+        evidence: Sequence[tuple[int, int]] = (),
     ) -> Sample:
         """The sample with this request's name on it (query-visible).
 
@@ -115,6 +121,8 @@ class Request:
             index=self.index,
             answer_prefix=answer_prefix,
             chat=chat,
+            choices=tuple(choices),
+            evidence=tuple(evidence),
         )
 
 
@@ -130,6 +138,7 @@ class Task:
         haystacks: names of the texts that it may use.
         minimum: tokens of the shortest prompt that it can be built for.
         files: names of the data files that it reads, with the haystack :data:`DATA`.
+        room: tokens that its target or prediction takes behind the prompt, at most.
     """
 
     name: str
@@ -140,6 +149,7 @@ class Task:
     haystacks: tuple[str, ...] = ("essays", "novels", "faq")
     minimum: int = 256
     files: tuple[str, ...] = ()
+    room: int = 160
 
 
 def join(pieces: Sequence[Piece]) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from qm_vllm.assets.cache import cache_folder
+from qm_vllm_eval.datasets.rows import DataSetError
 from qm_vllm_eval.haystacks import HaystackError
 
 Document = TypeVar("Document")
@@ -67,6 +68,20 @@ def json_of(name: str) -> Any:
     return _json_of(data_folder(), name)
 
 
+def rows_of(opener: Callable[[Path], Iterable[Document]], name: str) -> Sequence[Document]:
+    """The rows of a file of the folder, by its data set's loader; read once.
+
+    Raises:
+        HaystackError: it is not there, or cannot be read.
+    """
+    check([name])
+    try:
+        rows: Sequence[Document] = _rows_of(opener, data_folder() / name)
+    except DataSetError as error:
+        raise HaystackError(str(error)) from error
+    return rows
+
+
 def half(documents: Sequence[Document], split: str) -> list[Document]:
     """Every other document: those of even number for "tune", of odd number for "report"."""
     return list(documents[("tune", "report").index(split) :: 2])
@@ -81,6 +96,11 @@ def turn_of(documents: Sequence[Document], turn: int, what: str) -> Document:
     if not documents:
         raise ValueError(f"no {what} of the data fills this length; take a smaller one")
     return documents[turn % len(documents)]
+
+
+@lru_cache(maxsize=32)
+def _rows_of(opener: Callable[[Path], Iterable[Any]], file: Path) -> tuple[Any, ...]:
+    return tuple(opener(file))
 
 
 @lru_cache(maxsize=16)

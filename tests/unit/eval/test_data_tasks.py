@@ -18,19 +18,16 @@ from qm_vllm_eval.tasks import DATA, RULER, TASKS, build_sample, data
 from qm_vllm_eval.tasks.base import TOLERANCE
 from qm_vllm_eval.tasks.many_shot import LABELS
 from qm_vllm_eval.tasks.wikitext import articles
-from tests.unit.eval.data_files import hotpot, prose, squad, write
+from tests.unit.eval.data_files import hotpot, lines, prose, squad, write, write_documents
 from tests.unit.eval.tokenizers import PlainTokenizer
 
 OF_DATA = [
     name for name, task in TASKS.items() if task.haystacks == (DATA,) and task.family != RULER
 ]
-EACH = pytest.mark.parametrize("task", OF_DATA)
+EACH = pytest.mark.parametrize("task", OF_DATA[:OF_DATA.index("longbench_qasper")])
+"""The others have samples of documents as they are: see test_document_tasks.py."""
 DOCUMENTS = 6
 LENGTH = 768
-
-
-def lines(rows: list[dict]) -> str:
-    return "\n".join(map(json.dumps, rows)) + "\n"
 
 
 def code(document: int) -> dict:
@@ -45,6 +42,7 @@ def code(document: int) -> dict:
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QM_VLLM_DATA", str(tmp_path))
     numbers = range(DOCUMENTS)
+    write_documents(tmp_path, DOCUMENTS)
     write(tmp_path, data.PAPERS, lines([
         {"title": f"Paperx{i}", "abstract": prose(i, 120, 1),
          "sections": [{"title": "1 Introduction", "text": prose(i, 1500)}]}

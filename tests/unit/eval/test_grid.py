@@ -7,6 +7,7 @@ from qm_vllm_eval.methods import choose_methods
 from qm_vllm_eval.sample import Sample
 from qm_vllm_eval.study import grid as grid_module
 from qm_vllm_eval.study.grid import Grid, run
+from qm_vllm_eval.tasks.base import Exhausted
 
 
 def sample(task, length, index, visible):
@@ -119,3 +120,19 @@ def test_row_figures(small):
 ])
 def test_budget_is_the_ceiling_in_whole_blocks(tokens, ratio, block, k):
     assert budget(tokens, ratio, block) == k
+
+
+def test_a_task_without_more_documents_keeps_its_samples(small, monkeypatch, caplog):
+    first = grid_module.build_sample
+
+    def build(task, *, index, **rest):
+        if (task, index) == ("two", 1):
+            raise Exhausted("two has 1 samples of 300 tokens")
+        return first(task, index=index, **rest)
+
+    monkeypatch.setattr(grid_module, "build_sample", build)
+    memory, done = Memory(), []
+    run(small, Echo(), memory, advanced=lambda rows, cost: done.append(rows))
+    assert sum(done) == small.size()
+    assert {(row.task, row.index) for row in memory.rows} == {("one", 0), ("one", 1), ("two", 0)}
+    assert "two-300-report-1 is left out: two has 1 samples of 300 tokens" in caplog.text

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qm_vllm_eval.metrics import bootstrap_mean, bootstrap_retention, match_score, retention
+from qm_vllm_eval.match import match_score
+from qm_vllm_eval.metrics import bootstrap_mean, bootstrap_retention, retention
 
 NLLS = st.lists(st.floats(0, 20), min_size=1, max_size=12)
 

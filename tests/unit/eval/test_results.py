@@ -117,6 +117,6 @@ def test_files(tmp_path: Path) -> None:
     header = paths[0].read_text().splitlines()[0]
     assert header == (
         "task,family,query_visible,method,ratio,kept_ratio,samples,nll,match,retention,"
-        "retention_lo,retention_hi,kv_bytes,seconds,length,exact,status"
+        "retention_lo,retention_hi,kv_bytes,seconds,length,exact,status,evidence_kept"
     )
     assert pd.read_csv(paths[1])["task"].unique().tolist() == ["*"]

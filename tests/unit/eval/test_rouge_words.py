@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from qm_vllm_eval.metrics import match_score
+from qm_vllm_eval.match import match_score
 from qm_vllm_eval.rouge import METRICS, as_lines, rouge
 from qm_vllm_eval.rouge_words import Words, has_word
 
