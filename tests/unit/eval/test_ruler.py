@@ -16,7 +16,7 @@ import pytest
 
 from qm_vllm.errors import UserError
 from qm_vllm_eval.haystacks import text_of
-from qm_vllm_eval.metrics import match_score
+from qm_vllm_eval.match import match_score
 from qm_vllm_eval.prompt import Prompt, prompt_length, prompt_parts
 from qm_vllm_eval.sample import SPLITS, Sample
 from qm_vllm_eval.study.session import _tasks
