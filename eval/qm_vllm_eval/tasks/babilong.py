@@ -26,10 +26,9 @@ REPLY = 24
 """Tokens of a prediction."""
 CHARACTERS = 7
 """Characters of other text for each token of a prompt: more than it can need."""
-_ASIDE = (
-    "\n\nSome sentences of the text are about people, where they go and what they do with things. "
-    "By these, {} Answer with nothing but the word or words."
-)
+PLACES = (1, 2, 3, 4)
+"""Tasks whose answers are places: the reply begins with an article, or the first word of small
+models is one and the answer is not said."""
 
 
 def _rows(request: Request) -> list[BabiRow]:
@@ -61,10 +60,10 @@ def _babilong(request: Request, row: BabiRow) -> Sample:
         cut = len(text) - len(text.lstrip())
         return request.sample(
             text.strip(),
-            _ASIDE.format(row.question[:1].lower() + row.question[1:]),
+            f"\n\nQuestion: {row.question}\nAnswer with nothing but the word or words.",
             f" {row.answer.replace(',', ', ')}",
             [row.answer],
-            answer_prefix="Answer:",
+            answer_prefix="The answer is: the" if row.task in PLACES else "The answer is:",
             max_new_tokens=REPLY,
             choices=_choices(request, row),
             evidence=[(start - cut, end - cut) for start, end in evidence],
