@@ -6,6 +6,7 @@
 from qm_vllm.compress.attention_error import AttentionError, sizes_between, smallest_within
 from qm_vllm.compress.budget import (
     choose_budget,
+    in_blocks,
     keep_order,
     protected_mask,
     protected_positions,
@@ -55,6 +56,7 @@ __all__ = [
     "gamma",
     "group_tokens",
     "gumbel_softmax_mask",
+    "in_blocks",
     "keep_order",
     "merge_states",
     "min_max",

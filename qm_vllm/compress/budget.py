@@ -159,6 +159,24 @@ def round_to_blocks(k: int, num_tokens: int, floor: int, block_size: int) -> int
     return min(blocks * block_size + 1, num_tokens)
 
 
+def in_blocks(
+    config: QuickMergeConfig, k: int, num_tokens: int, floor: int, block_size: int | None
+) -> int:
+    """:func:`round_to_blocks`, which may not go beyond max_kept; None: K as it is.
+
+    Raises:
+        ConfigError: the protected positions fill one block more than max_kept holds.
+    """
+    if block_size is not None:
+        k = round_to_blocks(k, num_tokens, floor, block_size)
+    if config.max_kept is not None and k > config.max_kept:
+        raise ConfigError(
+            f"max_kept={config.max_kept} is too small: {floor} positions are protected and "
+            f"{k} would be kept; raise it or protect fewer"
+        )
+    return k
+
+
 def keep_order(score: Tensor, protected: Tensor) -> Tensor:
     """All positions in the order in which they are kept: the protected ones, then by score.
 

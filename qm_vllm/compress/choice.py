@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from qm_vllm.compress.attention_error import sizes_between, smallest_within
-from qm_vllm.compress.budget import choose_budget, keep_order, round_to_blocks
+from qm_vllm.compress.budget import choose_budget, in_blocks, keep_order
 from qm_vllm.compress.evidence import Evidence, absolute_saliency
 from qm_vllm.compress.saliency import score_tokens
-from qm_vllm.config import ConfigError, QuickMergeConfig
+from qm_vllm.config import QuickMergeConfig
 
 Errors = Callable[[Tensor, list[int]], Tensor]
 """``errors(order, sizes)``: relative attention errors [S] if the first ``sizes[s]`` tokens of
@@ -136,13 +136,7 @@ def choose(
             within = smallest_within(found, sizes, config.max_error)
         saliency = None if config.alpha is None else absolute_saliency(evidence)
         k = choose_budget(config, count, saliency, floor, within)
-        if block_size is not None:
-            k = round_to_blocks(k, count, floor, block_size)
-        if config.max_kept is not None and k > config.max_kept:
-            raise ConfigError(
-                f"max_kept={config.max_kept} is too small: {floor} positions are protected and "
-                f"{k} would be kept; raise it or protect fewer"
-            )
+        k = in_blocks(config, k, count, floor, block_size)
     error = None
     if errors is not None:
         error = found[sizes.index(k)] if found is not None and k in sizes else errors(order, [k])[0]

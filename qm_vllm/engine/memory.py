@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from qm_vllm.compress import choose_budget, needs, round_to_blocks, workspace_bytes
+from qm_vllm.compress import choose_budget, in_blocks, needs, workspace_bytes
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
 from qm_vllm_patches.kv_cache import ROWS
@@ -168,6 +168,4 @@ def most_kept(
         ConfigError: max_kept cannot hold the protected positions.
     """
     bound = bound_kept(config, num_tokens, protected)
-    if block_size is None:
-        return bound
-    return round_to_blocks(bound, num_tokens, protected, block_size)
+    return in_blocks(config, bound, num_tokens, protected, block_size)

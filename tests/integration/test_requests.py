@@ -46,6 +46,7 @@ def raw(extra_args, max_tokens=8, **more):
         ({"qm_ratio": float("nan")}, ["ratio=nan"]),
         ({"qm_ratio": "much"}, ["ratio='much'", "number"]),
         ({"qm_max_kept": 10}, ["max_kept=10", "protected"]),
+        ({"qm_max_kept": 50}, ["invalid option", "max_kept=50 is too small", "65 would be kept"]),
         ({"qm_saliency": "magic"}, ["saliency='magic'", "entropy"]),
         ({"qm_ration": 0.3}, ["'ration'", "ratio"]),
         ({"qm_encoder_layers": 99}, ["encoder_layers=99", "6 layers"]),

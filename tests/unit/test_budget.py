@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qm_vllm.compress import (
     choose_budget,
+    in_blocks,
     protected_mask,
     protected_positions,
     round_to_blocks,
@@ -151,3 +152,22 @@ def test_select_takes_protected_then_best_then_lowest(data):
 def test_select_refuses(score, k, mask, words):
     with pytest.raises(ValueError, match=words):
         select(score, k, mask.bool())
+
+
+@given(
+    st.integers(1, 400), st.integers(1, 400), st.integers(0, 60), st.sampled_from([None, 1, 16, 32])
+)
+def test_what_fits_into_max_kept_is_known_before_anything_is_scored(most, n, floor, block):
+    """In whole blocks, too: whatever K the content gives, it fits if the largest one does."""
+    config = QuickMergeConfig(max_kept=most, protect_first=0, protect_last=1)
+    if floor > min(most, n):
+        return
+
+    def fits(k: int) -> bool:
+        try:
+            return in_blocks(config, k, n, floor, block) <= min(most, n)
+        except ConfigError:
+            return False
+
+    largest = choose_budget(config, n, None, floor)
+    assert len({fits(k) for k in range(max(1, floor), largest + 1)}) == 1
