@@ -41,19 +41,6 @@ def test_a_long_prompt_is_served_as_by_an_engine_of_greater_length(llm, expected
         assert report[key] == their_report[key], key
 
 
-@pytest.mark.parametrize("family", ["gemma", "qwen3", "smollm3", "phi"])
-def test_other_models_serve_it_so_too(family, tmp_path):
-    """Also those whose table of angles is ours, because vLLM has none for them."""
-    folder, answers = make_model(family, tmp_path), []
-    for length in (4096, 512):
-        with engine(folder, CONFIG, skip_tokenizer_init=True, max_model_len=length) as llm:
-            options = {"delivery": "inject"}
-            ((tokens, report),) = run(llm, [LONG["1500"]], greedy(12, **options))
-        assert report["status"] == "compressed", report
-        answers.append((tokens, report["details"]["kept_indices"], report["positions"]))
-    assert answers[0] == answers[1]
-
-
 def test_an_answer_has_what_the_length_leaves_beside_what_is_kept(llm):
     """Asked for more than that, it ends there."""
     ((tokens, report),) = run(llm, [LONG["1500"]], greedy(512))
@@ -151,3 +138,16 @@ def test_in_a_small_cache_parts_keep_the_positions_that_the_model_knows(tiny_mod
     assert report["positions"] == "source"
     assert report["details"]["kept_indices"] == want.kept
     assert tokens == want.tokens
+
+
+@pytest.mark.parametrize("family", ["gemma", "qwen3", "smollm3", "phi"])
+def test_other_models_serve_it_so_too(family, tmp_path):
+    """Also those whose table of angles is ours, because vLLM has none for them."""
+    folder, answers = make_model(family, tmp_path), []
+    for length in (4096, 512):
+        with engine(folder, CONFIG, skip_tokenizer_init=True, max_model_len=length) as llm:
+            options = {"delivery": "inject"}
+            ((tokens, report),) = run(llm, [LONG["1500"]], greedy(12, **options))
+        assert report["status"] == "compressed", report
+        answers.append((tokens, report["details"]["kept_indices"], report["positions"]))
+    assert answers[0] == answers[1]
