@@ -109,7 +109,7 @@ def test_they_stay_whole_and_the_ratio_is_that_of_the_rest(name, tags, ratio):
 
 
 @pytest.mark.parametrize("options", [
-    {"max_kept": 60}, {"ratio": 0.3, "max_kept": 60}, {"keep_roles": "none", "ratio": 0.3},
+    {"max_kept": 70}, {"ratio": 0.3, "max_kept": 70}, {"keep_roles": "none", "ratio": 0.3},
     {"keep_roles": "last_user", "ratio": 0.3},
 ])
 def test_whoever_says_what_stays_is_heard(options):
@@ -119,7 +119,7 @@ def test_whoever_says_what_stays_is_heard(options):
 
 
 @pytest.mark.parametrize(("name", "options", "says"), [
-    ("qwen2_5", {"max_kept": 60}, "the system turn ("),
+    ("qwen2_5", {"max_kept": 70}, "the system turn ("),
     ("llama3_1", {}, "a turn with schemas of tools ("),
     ("qwen2_5", {"keep_roles": "last_user"}, "a turn with schemas of tools ("),
 ])
