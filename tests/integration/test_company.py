@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 from vllm.distributed.kv_transfer import get_kv_transfer_group
@@ -28,6 +29,17 @@ WAYS = [
 ]
 
 
+@contextmanager
+def in_company(folder, ahead, blocks):
+    """An engine with host memory beside ours, and too few blocks for many prompts."""
+    with forced_async(ahead), engine(
+        folder, skip_tokenizer_init=True, max_num_batched_tokens=256, max_num_seqs=8,
+        num_gpu_blocks_override=blocks, max_model_len=1280, disable_log_stats=False,
+        async_scheduling=ahead, **engine_args(CONFIG, [offloading()]),
+    ) as llm:
+        yield llm
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_model("llama", tmp_path_factory.mktemp("company"))
@@ -36,13 +48,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", params=["sync", "async"])
 def llm(request, folder):
     """Steps that wait for their tokens; and asynchronous scheduling, as on a GPU."""
-    ahead = request.param == "async"
-    with forced_async(ahead), engine(
-        folder, skip_tokenizer_init=True, max_num_batched_tokens=256, max_num_seqs=8,
-        num_gpu_blocks_override=72, max_model_len=1280, disable_log_stats=False,
-        async_scheduling=ahead,
-        **engine_args(CONFIG, [offloading()]),
-    ) as llm:
+    with in_company(folder, request.param == "async", blocks=72) as llm:
         yield llm
 
 

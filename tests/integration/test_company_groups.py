@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from qm_vllm import engine_args
-from qm_vllm_eval.serving.host_memory import offloading
-from tests.engines import engine, forced_async, random_prompt
+from tests.engines import random_prompt
 from tests.families import make_model
 from tests.integration.generate import greedy, run
 from tests.integration.test_company import (
-    CONFIG,
     IDS,
     LOADED,
     STEPS,
@@ -18,6 +15,7 @@ from tests.integration.test_company import (
     counts,
     figures,
     forget,
+    in_company,
     storm,
 )
 from tests.native_reference import NativeReference
@@ -33,12 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["sync", "async"])
 def llm(request, folder):
-    ahead = request.param == "async"
-    with forced_async(ahead), engine(
-        folder, skip_tokenizer_init=True, max_num_batched_tokens=256, max_num_seqs=8,
-        num_gpu_blocks_override=120, max_model_len=1280, disable_log_stats=False,
-        async_scheduling=ahead, **engine_args(CONFIG, [offloading()]),
-    ) as llm:
+    with in_company(folder, request.param == "async", blocks=120) as llm:
         yield llm
 
 

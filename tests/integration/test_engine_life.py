@@ -179,18 +179,23 @@ def test_sleep_and_wake_up(live, delivery, check, level):
     assert done.kv_transfer_params["quickmerge"]["cached"] is (level == 0)
 
 
+def in_one_place(llm, monkeypatch, prompts, way):
+    """What ends, in order, of requests a, b and the more urgent c that share one place to run."""
+    scheduler = scheduler_of(llm)
+    monkeypatch.setattr(scheduler, "max_num_running_reqs", 1)
+    monkeypatch.setattr(scheduler, "max_num_active_reqs", 1)
+    for name, ids, priority in zip("abc", prompts, (5, 5, 0), strict=True):
+        add(llm, name, ids, priority, delivery=way)
+    return drain(llm)
+
+
 @pytest.mark.parametrize("way", DELIVERIES)
 def test_priorities_order_requests_that_are_ready(live, monkeypatch, way):
     """One place to run in: the most urgent of three whose job is known goes first."""
     prompts = [random_prompt(400, seed) for seed in (40, 41, 42)]
     params = greedy(STEPS, delivery=way)
     before = run(live, prompts, params)
-    scheduler = scheduler_of(live)
-    monkeypatch.setattr(scheduler, "max_num_running_reqs", 1)
-    monkeypatch.setattr(scheduler, "max_num_active_reqs", 1)
-    for name, ids, priority in zip("abc", prompts, (5, 5, 0), strict=True):
-        add(live, name, ids, priority, delivery=way)
-    done = drain(live)
+    done = in_one_place(live, monkeypatch, prompts, way)
     assert list(done) == ["c", "a", "b"]
     assert [list(done[name].outputs[0].token_ids) for name in "abc"] == [t for t, _ in before]
 
@@ -199,12 +204,7 @@ def test_priorities_order_requests_that_are_ready(live, monkeypatch, way):
 def test_priorities_order_the_jobs_of_new_prompts(live, monkeypatch, way):
     """Prefills for them, too: the most urgent one is answered before the others."""
     prompts = [random_prompt(800, seed) for seed in (50, 51, 52)]
-    scheduler = scheduler_of(live)
-    monkeypatch.setattr(scheduler, "max_num_running_reqs", 1)
-    monkeypatch.setattr(scheduler, "max_num_active_reqs", 1)
-    for name, ids, priority in zip("abc", prompts, (5, 5, 0), strict=True):
-        add(live, name, ids, priority, delivery=way)
-    done = drain(live)
+    done = in_one_place(live, monkeypatch, prompts, way)
     assert list(done) == ["c", "a", "b"]
     reports = [out.kv_transfer_params["quickmerge"] for out in done.values()]
     assert [report["status"] for report in reports] == ["compressed"] * 3

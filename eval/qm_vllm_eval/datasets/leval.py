@@ -9,19 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from qm_vllm_eval.datasets.longbench import task_files
-from qm_vllm_eval.datasets.published import (
-    PUBLISHED,
-    PublishedRows,
-    absent,
-    check_split,
-    clean,
-    hub_records,
-    is_hub_name,
-    source_path,
-)
+from qm_vllm_eval.datasets.published import PUBLISHED, PublishedRows, clean
+from qm_vllm_eval.datasets.published_files import open_tasks
 from qm_vllm_eval.datasets.rows import DataRow, DataSetError, Record, records
 
 LEVAL = PUBLISHED["leval"]
@@ -67,22 +57,9 @@ def open_leval(
     """
     if task is not None and task not in TASKS:
         raise DataSetError(f"L-Eval has no task {task!r}; there are {', '.join(TASKS)}")
-    if is_hub_name(source):
-        check_split(LEVAL, split)
-        if task is None:
-            raise DataSetError(f"name a task of {source}; there are {', '.join(TASKS)}")
-        stream = hub_records(LEVAL, str(source), task, split, COLUMNS)
-        return PublishedRows(str(source), lambda _: _rows(task, stream()))
-    path = source_path(LEVAL, source, split)
-    files = [path] if path.is_file() else task_files(path, (task,) if task else TASKS)
-    if not files:
-        raise absent(LEVAL, f"{path} has no file of a task ({', '.join(TASKS)})")
-
-    def read(_: Any) -> Iterator[LevalRow]:
-        for file in files:
-            yield from _rows(task or file.stem, records(file, COLUMNS))
-
-    return PublishedRows(path.name, read)
+    return open_tasks(
+        LEVAL, source, split, task, TASKS, COLUMNS, lambda file: records(file, COLUMNS), _rows
+    )
 
 
 def _rows(task: str, held: Iterator[Record]) -> Iterator[LevalRow]:

@@ -8,21 +8,13 @@ hold the whole prompt (``prompt``, ``gold``): context and input are taken out of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qm_vllm_eval.datasets.published import (
-    PUBLISHED,
-    PublishedRows,
-    absent,
-    check_split,
-    clean,
-    hub_records,
-    is_hub_name,
-    source_path,
-)
+from qm_vllm_eval.datasets.published import PUBLISHED, PublishedRows, clean
+from qm_vllm_eval.datasets.published_files import open_tasks
 from qm_vllm_eval.datasets.rows import DataRow, DataSetError, Record, records
 
 LONGBENCH = PUBLISHED["longbench"]
@@ -89,27 +81,10 @@ def open_longbench(
     """
     if task is not None and task not in PROMPTS:
         raise DataSetError(f"LongBench has no task {task!r} here; there are {', '.join(PROMPTS)}")
-    if is_hub_name(source):
-        check_split(LONGBENCH, split)
-        if task is None:
-            raise DataSetError(f"name a task of {source}; there are {', '.join(PROMPTS)}")
-        stream = hub_records(LONGBENCH, str(source), task, split, COLUMNS)
-        return PublishedRows(str(source), lambda _: _rows(task, stream()))
-    path = source_path(LONGBENCH, source, split)
-    files = [path] if path.is_file() else task_files(path, (task,) if task else tuple(PROMPTS))
-    if not files:
-        raise absent(LONGBENCH, f"{path} has no file of a task ({', '.join(PROMPTS)})")
-
-    def read(_: Any) -> Iterator[LongBenchRow]:
-        for file in files:
-            yield from _rows(task or file.stem, records(file, (), OPTIONAL))
-
-    return PublishedRows(path.name, read)
-
-
-def task_files(folder: Path, tasks: Sequence[str]) -> list[Path]:
-    """The files TASK.jsonl anywhere below a folder, in the order of the tasks."""
-    return [file for task in tasks for file in sorted(folder.rglob(f"{task}.jsonl"))]
+    return open_tasks(
+        LONGBENCH, source, split, task, tuple(PROMPTS), COLUMNS,
+        lambda file: records(file, (), OPTIONAL), _rows,
+    )
 
 
 def _rows(task: str, held: Iterator[Record]) -> Iterator[LongBenchRow]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qm_vllm_eval.datasets.published import PUBLISHED, PublishedRows, absent, clean, source_path
-from qm_vllm_eval.datasets.rows import DataRow, DataSetError, Record, files_of, records
+from qm_vllm_eval.datasets.published import PUBLISHED, PublishedRows, clean
+from qm_vllm_eval.datasets.published_files import split_files
+from qm_vllm_eval.datasets.rows import DataRow, Record, records
 
 QMSUM = PUBLISHED["qmsum"]
 COLUMNS = ("meeting_transcripts", "general_query_list", "specific_query_list")
@@ -47,11 +48,7 @@ def open_qmsum(source: str | Path, split: str = "test") -> PublishedRows[QmsumRo
     Raises:
         DataSetError: no such split, nothing is there; while iterating: a file cannot be read.
     """
-    path = source_path(QMSUM, source, split)
-    try:
-        files = files_of(path, split)
-    except DataSetError as error:
-        raise absent(QMSUM, str(error)) from error
+    name, files = split_files(QMSUM, source, split)
 
     def read(_: Any) -> Iterator[QmsumRow]:
         meeting = 0
@@ -60,7 +57,7 @@ def open_qmsum(source: str | Path, split: str = "test") -> PublishedRows[QmsumRo
                 yield from _rows(meeting, record)
                 meeting += 1
 
-    return PublishedRows(path.name, read)
+    return PublishedRows(name, read)
 
 
 def _rows(meeting: int, record: Record) -> Iterator[QmsumRow]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from qm_vllm_eval.datasets.longbench import texts
-from qm_vllm_eval.datasets.published import PUBLISHED, PublishedRows, absent, clean, source_path
-from qm_vllm_eval.datasets.rows import DataRow, DataSetError, Record, files_of, records
+from qm_vllm_eval.datasets.published import PUBLISHED, PublishedRows, clean
+from qm_vllm_eval.datasets.published_files import split_files
+from qm_vllm_eval.datasets.rows import DataRow, Record, records
 
 SQUALITY = PUBLISHED["squality"]
 COLUMNS = ("metadata", "document", "questions")
@@ -44,18 +45,14 @@ def open_squality(source: str | Path, split: str = "test") -> PublishedRows[Squa
     Raises:
         DataSetError: no such split, nothing is there; while iterating: a file cannot be read.
     """
-    path = source_path(SQUALITY, source, split)
-    try:
-        files = files_of(path, split)
-    except DataSetError as error:
-        raise absent(SQUALITY, str(error)) from error
+    name, files = split_files(SQUALITY, source, split)
 
     def read(_: Any) -> Iterator[SqualityRow]:
         for file in files:
             for record in records(file, COLUMNS):
                 yield from _rows(record)
 
-    return PublishedRows(path.name, read)
+    return PublishedRows(name, read)
 
 
 def _rows(record: Record) -> Iterator[SqualityRow]:
