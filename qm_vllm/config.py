@@ -142,9 +142,9 @@ class QuickMergeConfig:
         help="Scale of the entropy's cosine logits (eq. 1), greater than 0; sqrt(D) at D = 576",
     )
     head_share: float = option(
-        0.0, check=partial(checks.real, low=0.0, high=1.0), by=RESEARCH,
-        help="Share of the budget, in [0, 1], that each KV head of each layer spends on tokens of "
-             "its own; native delivery alone",
+        0.75, check=partial(checks.real, low=0.0, high=1.0), by=RESEARCH,
+        help="Share of the budget, in [0, 1], that each KV head spends on tokens of its own, heads "
+             "that look things up at most 0.05; native delivery alone",
     )
 
     # --- stage 2: grouping and merging -------------------------------------------------------

@@ -1,11 +1,10 @@
 #!/usr/bin/env python
-"""Measures which score KV heads should choose their own tokens by, and for which share of K.
+"""Measures what KV heads gain by tokens of their own, on many tasks in little time.
 
-    .venv/bin/python scripts/head_choice.py --out points.csv --variants native,query:0.5
+    .venv/bin/python scripts/head_choice.py --out points.csv --methods native-one-choice,native
 
-Adds one line a prompt, variant and ratio to the CSV (likelihoods alone, nothing is decoded), and
-prints retention (docs/quality.md) at each ratio. A variant is ``native`` or a score of
-eval/qm_vllm_eval/methods/native.py and a share. Prompts that the file has already are left out.
+Adds one line a prompt, method and ratio to the CSV (likelihoods alone, nothing is decoded), and
+prints retention (docs/quality.md) at each ratio. Prompts that the file has already are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from qm_vllm_eval.engines.base import Cell
 from qm_vllm_eval.engines.reference import ReferenceEngine
 from qm_vllm_eval.haystacks import available
 from qm_vllm_eval.methods import METHODS, Method
-from qm_vllm_eval.methods import native as native_methods
 from qm_vllm_eval.metrics import retention
 from qm_vllm_eval.sample import Sample
 from qm_vllm_eval.tasks import build_sample
@@ -37,14 +35,6 @@ TASKS = (
     "copy_edit", "continuation",
 )
 COLUMNS = ("task", "index", "method", "ratio", "nll")
-
-
-def method_of(variant: str) -> Method:
-    """A method by its score and share."""
-    score, _, share = variant.partition(":")
-    if score == "native":
-        return native_methods.method(variant)
-    return native_methods.method(variant, score, float(share))
 
 
 def shortened(sample: Sample, engine: ReferenceEngine, most: int) -> Sample:
@@ -68,7 +58,7 @@ def lines(engine: ReferenceEngine, sample: Sample, methods: list[Method]) -> Ite
 
 
 def table(points: pd.DataFrame) -> pd.DataFrame:
-    """Retention at each ratio, one row a variant, one column a task."""
+    """Retention at each ratio, one row a method, one column a task."""
     nll = points.set_index(["task", "method", "ratio", "index"]).nll.sort_index()
     tasks = [task for task in TASKS if task in set(points.task)]
     rows = {}
@@ -91,7 +81,7 @@ def main() -> None:
     """Measure what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="CSV file, added to")
-    parser.add_argument("--variants", default="native,query-value:0.5")
+    parser.add_argument("--methods", default="native-one-choice,native,native-expected")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--samples", type=int, default=4, help="of each task")
     parser.add_argument("--first-sample", type=int, default=0)
@@ -102,7 +92,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
-    methods = [method_of(variant) for variant in arguments.variants.split(",")]
+    methods = [METHODS[name] for name in arguments.methods.split(",")]
     engine = ReferenceEngine(
         arguments.model or embedded.ensure_model(), dtype=arguments.dtype,
         threads=arguments.threads,

@@ -20,10 +20,12 @@ from qm_vllm.compress import (
     Evidence,
     QueryAttention,
     choose,
+    kept_places,
     protected_positions,
-    scores_of_heads,
+    run_twice,
 )
-from qm_vllm.compress.head_choice import HEAD_QUERIES
+from qm_vllm.compress.head_choice import LOOKING_UP_SHARE
+from qm_vllm.compress.head_habits import LOOKING_UP
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
 
 
@@ -69,13 +71,24 @@ def attend(
         seen &= places > rows.now[:, None] - sliding_window
     weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
     rows.weights[layer] = weights[0, :, -WINDOW_QUERIES:]
-    rows.queries[layer] = query[0, :, -WINDOW_QUERIES:].transpose(0, 1)
+    rows.queries[layer] = query[0]
     rows.scales[layer] = scaling, softcap or 0.0
     return (weights @ value.repeat_interleave(each, 1)).transpose(1, 2), None
 
 
 AttentionInterface.register("rows", attend)
 AttentionMaskInterface.register("rows", lambda *_, **__: None)
+
+
+@dataclass(frozen=True)
+class OwnChoice:
+    """Of one layer: places [KVH, N] float64 (lower = keep) of the tokens, by which heads choose."""
+
+    places: torch.Tensor
+
+    def best(self, k: int) -> list[list[int]]:
+        """K positions of each head, in order, without the last."""
+        return self.places.topk(k, largest=False).indices.sort().values[:, :-1].tolist()
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class Continuation:
         close: positions of which some might as well stay and others not: which of two that rank
             alike comes first depends on a processor's rounding.
         again: what follows if others stay.
-        scores: [KVH, N] of each layer whose heads choose.
+        heads: what was chosen of, by each layer whose heads choose.
     """
 
     kept: list[int]
@@ -95,7 +108,7 @@ class Continuation:
     leads: list[float]
     close: frozenset[int] = frozenset()
     again: Callable[[torch.Tensor], Continuation] | None = None
-    scores: dict[int, torch.Tensor] = field(default_factory=dict)
+    heads: dict[int, OwnChoice] = field(default_factory=dict)
 
     def of(self, kept: list[int]) -> Continuation:
         """What follows where these positions stayed; itself if that is another choice."""
@@ -173,28 +186,73 @@ class NativeReference:
         )
         choice = choose(evidence, config, protected=protected, block_size=block_size)
         begin = logits if first else None
-        shared = choice.order[: max(round((1 - config.head_share) * choice.k), choice.protected)]
-        scores = self._of_heads(rows, count) if config.head_share else {}
+        heads = self._of_heads(rows, choice, config.head_share) if config.head_share else {}
         if own is None:
-            own = {layer: _best(each, shared, choice.k) for layer, each in scores.items()}
+            own = {layer: each.best(choice.k) for layer, each in heads.items()}
 
         @torch.inference_mode()
         def again(kept: torch.Tensor) -> Continuation:
             return self._go_on(rows, ids, kept, own, max_tokens, begin)
 
-        return replace(with_ties(choice, again), scores=scores)
+        return replace(with_ties(choice, again), heads=heads)
 
-    def _of_heads(self, rows: Rows, count: int) -> dict[int, torch.Tensor]:
-        """What each KV head would keep, [KVH, N], of each layer that sees all positions."""
+    def _of_heads(self, rows: Rows, choice: Choice, share: float) -> dict[int, OwnChoice]:
+        """What each layer that sees all positions chooses by, in float64, one head at a time."""
+        count = len(choice.order)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        ids, habits = run_twice(vocabulary), Rows()
+        places = list(kept_places(len(ids) // 2))
+        # Read where its queries are wanted: behind the prompt. Distances are all that RoPE sees.
+        self._step(habits, ids, count - places[0])
+        whole = [layer for layer in rows.keys if not rows.windows[layer]]
+        back = {layer: self._looks_back(habits, layer) for layer in whole}
+        every = sorted((one for heads in back.values() for one in heads), reverse=True)
+        least = every[max(1, round(len(every) / LOOKING_UP)) - 1]
         found = {}
-        for layer in (one for one in rows.keys if not rows.windows[one]):
-            scale, cap = rows.scales[layer]
-            keys, values = (part[layer][0].transpose(0, 1) for part in (rows.keys, rows.values))
-            queries = rows.queries[layer][-HEAD_QUERIES:]
-            found[layer] = scores_of_heads(
-                queries, keys, values, scale, 1 << 30, cap, tokens=count
-            )
+        for layer in whole:
+            shares = [min(share, LOOKING_UP_SHARE) if one >= least else share
+                      for one in back[layer]]
+            queries = habits.queries[layer][:, places]
+            found[layer] = OwnChoice(self._places(rows, layer, queries, choice, shares))
         return found
+
+    def _looks_back(self, habits: Rows, layer: int) -> list[float]:
+        """The share of its attention that each KV head of a run read twice pays to its first
+        reading."""
+        scale, cap = habits.scales[layer]
+        queries, keys = habits.queries[layer].double(), habits.keys[layer][0].double()
+        each, half = len(queries) // len(keys), queries.shape[1] // 2
+        found = []
+        for head in range(len(queries)):
+            paid = 0.0
+            for token in range(half):
+                logits = keys[head // each, : half + token + 1] @ queries[head, half + token]
+                logits = logits * scale
+                weights = (torch.tanh(logits / cap) * cap if cap else logits).softmax(0)
+                paid += float(weights[token])
+                paid += float(weights[token + 1]) if token < half - 1 else 0.0
+            found.append(paid / half)
+        return [max(found[i : i + each]) for i in range(0, len(found), each)]
+
+    def _places(
+        self, rows: Rows, layer: int, queries: torch.Tensor, choice: Choice, shares: list[float]
+    ) -> torch.Tensor:
+        scale, cap = rows.scales[layer]
+        count = len(choice.order)
+        keys, values = (part[layer][0, :, :count].double() for part in (rows.keys, rows.values))
+        each, result = len(queries) // len(keys), []
+        order = choice.order.tolist()
+        for head, share in enumerate(shares):
+            logits = queries[head * each : (head + 1) * each].double() @ keys[head].T * scale
+            weights = (torch.tanh(logits / cap) * cap if cap else logits).softmax(-1)
+            score = (weights.mean(1).sum(0) * values[head].norm(dim=1)).tolist()
+            free = order[choice.protected :]
+            own = {one: i for i, one in enumerate(sorted(free, key=lambda j: -score[j]))}
+            place = torch.full((count,), -1.0, dtype=torch.float64)
+            for turn, one in enumerate(free):
+                place[one] = min(own[one] / share, turn / (1 - share))
+            result.append(place)
+        return torch.stack(result)
 
     def _go_on(
         self, rows: Rows, ids: list[int], kept: torch.Tensor, own: dict[int, list[list[int]]],
@@ -229,12 +287,3 @@ def with_ties(choice: Choice, again: Callable[[torch.Tensor], Continuation]) -> 
     """What follows the choice, and what would follow where tokens that rank like its last stay."""
     close = choice.order[max(choice.protected, choice.k - CLOSE) : choice.k + CLOSE]
     return replace(again(choice.kept), close=frozenset(close.tolist()), again=again)
-
-
-def _best(scores: torch.Tensor, shared: torch.Tensor, k: int) -> list[list[int]]:
-    """The shared positions and the best others of each head, in order, without the last."""
-    found, all_keep = [], set(shared.tolist())
-    for head in scores.tolist():
-        others = sorted(set(range(len(head))) - all_keep, key=lambda i: -head[i])
-        found.append(sorted([*all_keep, *others[: k - len(all_keep)]])[:-1])
-    return found

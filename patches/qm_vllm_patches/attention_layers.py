@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qm_vllm_patches.decoder import AttentionShape
-from qm_vllm_patches.own_forward import answering, run_model
+from qm_vllm_patches.own_forward import answering, attend, run_model
 
 Seen = Callable[[str, torch.Tensor], None]
 """``seen(layer, queries)``: rows [T, H, D] of a step's batch, after rotation."""
@@ -84,6 +84,25 @@ def _watch(layer: CachedLayer, seen: Seen) -> None:
     layer.module.impl.forward = forward
 
 
+def read_apart(
+    model: Any, runner: Any, layers: Sequence[CachedLayer], ids: Sequence[int],
+    device: torch.device,
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Queries and keys of some tokens that are read from position 0 on, outside vLLM's batch.
+
+    Arguments and result as of :func:`equal_tokens`; the attention is the model's, by torch.
+    """
+    caps = {layer.name: layer.attn.soft_cap for layer in layers}
+
+    def answer(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Any:
+        return attend(module, query, key, value, caps[module.layer_name])
+
+    return _run_apart(
+        model, runner, layers, torch.tensor(ids, dtype=torch.int32, device=device),
+        torch.arange(len(ids), device=device), answer,
+    )
+
+
 def equal_tokens(
     model: Any, runner: Any, layers: Sequence[CachedLayer], positions: Sequence[int],
     device: torch.device,
@@ -98,20 +117,31 @@ def equal_tokens(
     Returns:
         (queries [T, H, D], keys [T, KVH, D]) of each layer that ran, by name.
     """
+    count = len(positions)
+    ids = torch.full((count,), 1, dtype=torch.int32, device=device)
+    places = torch.tensor(positions, dtype=torch.int64, device=device)
+    return _run_apart(model, runner, layers, ids, places, lambda *_: None)
+
+
+def _run_apart(
+    model: Any, runner: Any, layers: Sequence[CachedLayer], ids: torch.Tensor,
+    places: torch.Tensor, answer: Callable[..., torch.Tensor | None],
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Queries and keys of each layer that ran; what attention answers (None: nothing)."""
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def record(module: Any, _: Any) -> Any:
         def forward(
-            _: Any, query: torch.Tensor, key: torch.Tensor, *__: Any, output: Any = None, **___: Any
+            _: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *__: Any,
+            output: Any = None, **___: Any,
         ) -> Any:
             found[module.layer_name] = query.detach().clone(), key.detach().clone()
-            return output.zero_()
+            rows = answer(module, query, key, value)
+            return output.zero_() if rows is None else output.copy_(rows.reshape(output.shape))
 
         return forward
 
-    count = len(positions)
-    ids = torch.full((count,), 1, dtype=torch.int32, device=device)
-    places = torch.tensor(positions, dtype=torch.int64, device=device)
+    count = len(ids)
     with answering([layer.module for layer in layers], record):
         run_model(model, runner, ids, places)
     shapes = {layer.name: layer.attn for layer in layers}

@@ -81,6 +81,13 @@ def run_model(
         model(input_ids=ids, positions=positions, intermediate_tensors=None, inputs_embeds=None)
 
 
+def reading_limits(runner: Any) -> tuple[int, int]:
+    """The size of the model's vocabulary, and how many tokens vLLM ever gives to it at once."""
+    config = runner.vllm_config
+    vocabulary = int(config.model_config.get_vocab_size())
+    return vocabulary, int(config.scheduler_config.max_num_batched_tokens)
+
+
 class OwnRows:
     """Keys and values that the model hands to its cache, of the first tokens of an idle engine.
 
@@ -102,7 +109,7 @@ class OwnRows:
     ) -> None:
         self.model, self.runner, self.modules, self.device = model, runner, modules, device
         self.blocks = blocks
-        vocabulary = int(runner.vllm_config.model_config.get_vocab_size())
+        vocabulary, _ = reading_limits(runner)
         self.ids = [1 + i * (vocabulary - 2) // TOKENS for i in range(TOKENS)]
         self.found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.metadata: dict[str, Any] | None = None
@@ -169,16 +176,20 @@ class OwnRows:
             if self.metadata is not None:
                 return own(layer, query, key, value, *rest, **named)
             out: torch.Tensor = named["output"]
-            out.copy_(_attend(module, query, key, value).reshape(out.shape))
+            out.copy_(attend(module, query, key, value).reshape(out.shape))
             return out
 
         return forward
 
 
-def _attend(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+def attend(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, soft_cap: float = 0.0
 ) -> torch.Tensor:
-    """Causal attention of rows [T, heads, D] within the layer's window."""
+    """Causal attention of rows [T, heads, D] within the layer's window, without its cache.
+
+    Args:
+        module: vLLM's attention layer. soft_cap: c of ``c tanh(logits / c)``; 0: none.
+    """
     def heads(part: torch.Tensor, count: int) -> torch.Tensor:
         return part.reshape(part.shape[0], count, module.head_size).transpose(0, 1)[None]
 
@@ -186,9 +197,16 @@ def _attend(
     seen = torch.ones(rows, rows, dtype=torch.bool, device=query.device).tril()
     if module.sliding_window is not None:
         seen = seen.triu(1 - module.sliding_window)
-    out = F.scaled_dot_product_attention(
-        heads(query, module.num_heads), heads(key, module.num_kv_heads),
-        heads(value, module.num_kv_heads), attn_mask=seen, scale=float(module.impl.scale),
-        enable_gqa=True,
-    )
+    queries, keys = heads(query, module.num_heads), heads(key, module.num_kv_heads)
+    values, scale = heads(value, module.num_kv_heads), float(module.impl.scale)
+    if soft_cap:
+        each = module.num_heads // module.num_kv_heads
+        keys, values = (part.repeat_interleave(each, 1) for part in (keys, values))
+        logits = queries.float() @ keys.float().transpose(-1, -2) * scale
+        logits = torch.tanh(logits / soft_cap) * soft_cap
+        out = (logits.masked_fill(~seen, float("-inf")).softmax(-1) @ values.float()).to(query)
+    else:
+        out = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=seen, scale=scale, enable_gqa=True
+        )
     return out[0].transpose(0, 1)

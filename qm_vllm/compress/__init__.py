@@ -26,6 +26,13 @@ from qm_vllm.compress.fidelity import (
 from qm_vllm.compress.grouping import GROUPINGS, group_tokens
 from qm_vllm.compress.gumbel import gumbel_softmax_mask, soft_merge
 from qm_vllm.compress.head_choice import choose_for_heads, scores_of_heads
+from qm_vllm.compress.head_habits import (
+    HeadHabits,
+    kept_places,
+    least_look_back,
+    looks_back,
+    run_twice,
+)
 from qm_vllm.compress.merge import MAX_DROPPED_SHARE, merge_states, token_masses
 from qm_vllm.compress.normalize import absolute, average_rank, min_max
 from qm_vllm.compress.pipeline import Compressed, compress, finish
@@ -42,6 +49,7 @@ __all__ = [
     "Choice",
     "Compressed",
     "Evidence",
+    "HeadHabits",
     "QueryAttention",
     "absolute",
     "absolute_saliency",
@@ -58,6 +66,9 @@ __all__ = [
     "gumbel_softmax_mask",
     "in_blocks",
     "keep_order",
+    "kept_places",
+    "least_look_back",
+    "looks_back",
     "merge_states",
     "min_max",
     "needs",
@@ -67,6 +78,7 @@ __all__ = [
     "retained_norm",
     "round_to_blocks",
     "row_norms",
+    "run_twice",
     "score_tokens",
     "scores_of_heads",
     "select",

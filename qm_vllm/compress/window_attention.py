@@ -24,14 +24,16 @@ def window_attention(
 
 
 def window_weights(
-    queries: Tensor, keys: Tensor, scale: float, at_once: int, soft_cap: float = 0.0
+    queries: Tensor, keys: Tensor, scale: float, at_once: int, soft_cap: float = 0.0,
+    *, causal: bool = True,
 ) -> Iterator[tuple[Tensor, slice]]:
-    """Causal softmax weights [H', W, N] float32 of the last W queries, some heads at a time.
+    """Softmax weights [H', W, N] float32 of W queries, some heads at a time.
 
     Args:
         queries: [W, H, D], of the last W positions. keys: [N, KVH, D]; both rotated.
         scale: of the logits. soft_cap: c of ``c tanh(logits / c)``; 0: none.
         at_once: bytes of weights that one call may make; one head's are made in any case.
+        causal: false if the queries stand behind all keys.
 
     Yields:
         The weights, and the KV heads that they are of: whole ones as long as these fit, else some
@@ -53,7 +55,8 @@ def window_weights(
             logits = torch.bmm(some, columns[heads].float()).reshape(-1, window, num_tokens)
             if soft_cap:
                 logits = logits.div_(soft_cap).tanh_().mul_(soft_cap)
-            logits[:, :, num_tokens - window :].masked_fill_(future, float("-inf"))
+            if causal:
+                logits[:, :, num_tokens - window :].masked_fill_(future, float("-inf"))
             yield logits.softmax(-1), heads
 
 

@@ -96,7 +96,7 @@ def native_bytes(
     twice.
     """
     heads = config.head_share > 0
-    layers = shape.num_layers if heads else window_layers(config, shape.num_layers)
+    layers = window_layers(config, shape.num_layers)
     queries = WINDOW_QUERIES * shape.num_heads * shape.head_size * shape.value_bytes * layers
     row = 4 * WINDOW_QUERIES * num_tokens
     looking = 3 * min(max(AT_ONCE, row), row * shape.num_heads)

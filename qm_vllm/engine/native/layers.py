@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from qm_vllm.compress import HeadHabits, kept_places, least_look_back, looks_back, run_twice
+from qm_vllm.engine.agreement import gather
 from qm_vllm.engine.native.rotation import Turn, stands_still, turns_as
 from qm_vllm_patches.attention_layers import (
     CachedLayer,
     angle_tables,
     cached_layers,
     equal_tokens,
+    read_apart,
 )
 from qm_vllm_patches.kv_cache import PagedCache
+from qm_vllm_patches.own_forward import reading_limits
 
 
 class CannotDeliver(ValueError):
@@ -27,10 +31,12 @@ class NativeLayer:
 
     Attributes:
         turn: what its keys are turned by; None if they do not depend on their position.
+        habits: what its heads do whatever they are asked; None where all keep the same.
     """
 
     layer: CachedLayer
     turn: Turn | None
+    habits: HeadHabits | None = None
 
     @property
     def window(self) -> int | None:
@@ -40,6 +46,11 @@ class NativeLayer:
     def back(self, keys: torch.Tensor, by: int) -> torch.Tensor:
         """Keys as they are so many positions earlier."""
         return keys if self.turn is None else self.turn.back(keys, by)
+
+    def queries_at(self, position: int) -> torch.Tensor:
+        """The queries of its habits, [W, H, D], the first of them at this position."""
+        assert self.habits is not None
+        return self.back(self.habits.queries, self.habits.place - position)
 
 
 def native_layers(
@@ -81,6 +92,38 @@ def native_layers(
         return [turn for one in layer.rotary for turn in known[id(one)]]
 
     return [NativeLayer(layer, _turn(layer, seen, positions, turns(layer))) for layer in layers]
+
+
+def with_habits(
+    model: Any, runner: Any, layers: list[NativeLayer], device: torch.device, longest: int
+) -> list[NativeLayer]:
+    """The layers, those that see all positions with their heads' habits.
+
+    The model runs once over two times the same tokens, on all ranks of a tensor-parallel group at
+    the same time.
+
+    Args:
+        longest: tokens of the longest request.
+    """
+    whole = [one for one in layers if one.window is None]
+    if not whole:
+        return layers
+    vocabulary, most = reading_limits(runner)
+    ids = run_twice(vocabulary, min(most, longest))
+    seen = read_apart(model, runner, [one.layer for one in layers], ids, device)
+    scores = torch.stack([
+        looks_back(*seen[one.layer.name], one.layer.attn.scale, one.layer.attn.soft_cap)
+        for one in whole
+    ])
+    least = least_look_back(gather(lambda: scores).flatten())
+    places = kept_places(len(ids) // 2)
+    habits = {
+        one.layer.name: HeadHabits(
+            seen[one.layer.name][0][list(places)].clone(), places[0], own >= least
+        )
+        for one, own in zip(whole, scores, strict=True)
+    }
+    return [replace(one, habits=habits.get(one.layer.name)) for one in layers]
 
 
 def _turn(

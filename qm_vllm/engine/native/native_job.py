@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,7 +24,7 @@ from qm_vllm.compress import (
     scores_of_heads,
     window_attention,
 )
-from qm_vllm.compress.head_choice import HEAD_QUERIES
+from qm_vllm.compress.head_choice import LOOKING_UP_SHARE
 from qm_vllm.config import ConfigError
 from qm_vllm.engine.agreement import OtherRankFailed, over_ranks, together
 from qm_vllm.engine.memory import AT_ONCE, most_kept
@@ -40,6 +40,13 @@ from qm_vllm_patches.log import get_logger
 logger = get_logger(__name__)
 
 
+class _Order(NamedTuple):
+    """All positions of a prompt, those to keep first, and how many of them are protected."""
+
+    positions: torch.Tensor
+    protected: int
+
+
 class NativeJob:
     """Runs one :class:`JobSpec` of the native delivery.
 
@@ -48,8 +55,8 @@ class NativeJob:
 
     Attributes:
         first: position of the first query that is kept.
-        watched: names of the layers whose queries are kept. scored: those of them that say which
-            tokens stay.
+        scored: names of the layers whose queries say which tokens stay.
+        watched: those of them whose queries are kept.
         last: position of the prompt's last token: N - 1, or less if its images take fewer positions
             than they have tokens.
         problem: what went wrong while the prompt was looked at.
@@ -71,8 +78,7 @@ class NativeJob:
         below = {one.layer.name for one in layers[: spec.encoder_layers]}
         count = window_layers(spec.config, len(layers))
         self.scored = frozenset([name for name in whole if name in below][-count:])
-        watched = frozenset(whole) if spec.heads_choose else self.scored
-        self.watched = watched if spec.looks else frozenset()
+        self.watched = self.scored if spec.looks else frozenset()
 
     def see(self, name: str, rows: torch.Tensor, start: int) -> None:
         """Keep what a step computed of the last queries.
@@ -135,7 +141,7 @@ class NativeJob:
         with clock.phase("move"):
             if not self._newest_moved:
                 self._move_newest(source, kept.shape[0])
-            self._move(source, kept, self._shared(choice, kept))
+            self._move(source, kept, self._order(choice, kept))
         self.queries.clear()
         finite = torch.ones(1) if choice is None else torch.isfinite(choice.scores).all()[None]
         valid, *found = torch.cat((finite.to(kept), kept)).tolist()  # the host waits once
@@ -192,16 +198,15 @@ class NativeJob:
             upload=upload, check=False,
         )
 
-    def _shared(self, choice: Choice | None, kept: torch.Tensor) -> torch.Tensor | None:
-        """Of the kept positions those that all heads keep; None: all of them."""
+    def _order(self, choice: Choice | None, kept: torch.Tensor) -> _Order | None:
+        """What heads that choose for themselves begin with; None: all keep the same."""
         count, k = len(self.spec.token_ids), kept.shape[0]
-        if choice is None or not self.spec.heads_choose or k == count:
+        if choice is None or not self.spec.heads_choose or not choice.protected < k < count:
             return None
-        number = max(round((1 - self.spec.config.head_share) * k), choice.protected)
-        # The best of what was kept, also where it was chosen in an earlier run.
+        # What was kept comes first, also where it was chosen in an earlier run.
         stays = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
-        first = stays[choice.order].long().sort(descending=True, stable=True).indices[:number]
-        return None if number >= k else choice.order[first]
+        first = stays[choice.order].long().sort(descending=True, stable=True).indices
+        return _Order(choice.order[first], choice.protected)
 
     def _count_kept(self) -> int:
         """K, which is known before anything is chosen."""
@@ -227,14 +232,14 @@ class NativeJob:
             self._write(one, *rows, k, first)
 
     def _move(
-        self, source: Sequence[torch.Tensor], kept: torch.Tensor, shared: torch.Tensor | None
+        self, source: Sequence[torch.Tensor], kept: torch.Tensor, order: _Order | None
     ) -> None:
         """Copy K - 1 positions into the job's own blocks; the last token is left to vLLM."""
         known: list[dict[tuple[Any, ...], torch.Tensor]] = [{} for _ in source]
         for one in (each for each in self.layers if each.window is None):
             group, k = one.layer.group, kept.shape[0]
-            if shared is not None:
-                rows = self._own_rows(one, source[group], k, shared)
+            if order is not None:
+                rows = self._own_rows(one, source[group], k, order)
             else:
                 rows = self.cache.rows(one.layer.module, source[group], kept[:-1], known[group])
             self._write(one, *rows, k)
@@ -253,17 +258,18 @@ class NativeJob:
         self.cache.write(one.layer.module, keys.contiguous(), values.contiguous(), slots)
 
     def _own_rows(
-        self, one: NativeLayer, source: torch.Tensor, k: int, shared: torch.Tensor
+        self, one: NativeLayer, source: torch.Tensor, k: int, order: _Order
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [K - 1, KVH, D] of one layer, of other positions for each KV head."""
-        attn, config = one.layer.attn, self.spec.config
-        keys, values = self.cache.read(one.layer.module, source, self.spec.rows)
+        attn, share = one.layer.attn, self.spec.config.head_share
+        assert one.habits is not None
+        rows = len(order.positions)
+        keys, values = self.cache.read(one.layer.module, source, rows)
         scores = scores_of_heads(
-            self.queries[attn.name][-HEAD_QUERIES:], keys, values, attn.scale, AT_ONCE,
-            attn.soft_cap, (config.protect_first, config.protect_last),
-            len(self.spec.token_ids),
+            one.queries_at(self.last + 1), keys, values, attn.scale, AT_ONCE, attn.soft_cap
         )
+        shares = torch.where(one.habits.looks_up, min(share, LOOKING_UP_SHARE), share)
+        kept = choose_for_heads(scores, order.positions, order.protected, k, shares)
         # The last token is protected, so it is the last of each head.
-        rows = choose_for_heads(scores, shared, k)[:, :-1].T
-        index = rows[..., None].expand(-1, -1, keys.shape[-1])
+        index = kept[:, :-1].T[..., None].expand(-1, -1, keys.shape[-1])
         return keys.gather(0, index), values.gather(0, index)

@@ -9,7 +9,13 @@ import torch
 
 from qm_vllm.engine.agreement import OtherRankFailed, together
 from qm_vllm.engine.messages import JobResult, JobSpec, Progress, StepMessage
-from qm_vllm.engine.native.layers import CannotDeliver, NativeLayer, learn, native_layers
+from qm_vllm.engine.native.layers import (
+    CannotDeliver,
+    NativeLayer,
+    learn,
+    native_layers,
+    with_habits,
+)
 from qm_vllm.engine.native.native_job import NativeJob
 from qm_vllm_patches.attention_layers import StepRows, watch
 from qm_vllm_patches.kv_cache import PagedCache
@@ -52,8 +58,9 @@ class NativeWorker:
         self.cache, self.device = cache, device
 
         def look() -> None:
-            self.layers = native_layers(model, runner, self.facts.layers, device, longest)
-            learn(cache, self.layers)
+            layers = native_layers(model, runner, self.facts.layers, device, longest)
+            learn(cache, layers)
+            self.layers = with_habits(model, runner, layers, device, longest)
 
         try:
             together(look)  # a job needs all ranks
