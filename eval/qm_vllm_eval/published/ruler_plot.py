@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from qm_vllm_eval.published import ruler
-from qm_vllm_eval.study.plot_style import INK, LINE, PAPER, SOFT, Style, styles
+from qm_vllm_eval.study.plot_style import INK, LINE, OWN_COLOURS, PAPER, SOFT, Style, styles
 from qm_vllm_eval.study.plots import MIB, SETTINGS
 
 TITLES = {
@@ -55,11 +55,12 @@ def draw(file: Path | None = None) -> Path:
 def _looks(names: list[str]) -> dict[str, Style]:
     """Markers differ as well as colours; the plug-in's methods are filled and thicker."""
     chosen = styles(names)
-    return {
-        name: dataclasses.replace(chosen[name], own=True, width=2.2, size=5.5)
-        if name in ruler.FIRST else chosen[name]
-        for name in names
-    }
+    for name, colour in zip(ruler.FIRST, OWN_COLOURS, strict=False):
+        if name in chosen:
+            chosen[name] = dataclasses.replace(
+                chosen[name], own=True, colour=colour, width=2.2, size=5.5
+            )
+    return {name: chosen[name] for name in names}
 
 
 def _panel(axes: Any, title: str, held: ruler.Cells, looks: dict[str, Style]) -> None:
