@@ -5,7 +5,10 @@ from __future__ import annotations
 from qm_vllm_eval.methods.base import Method
 
 WORKER = "kvpress"
-PRESSES = ("snapkv", "knorm", "expected_attention", "pyramidkv", "merging_snapkv", "keydiff")
+PRESSES = (
+    "snapkv", "knorm", "expected_attention", "pyramidkv", "merging_snapkv", "keydiff",
+    "compactor", "kvzip", "kvzip_global",
+)
 
 
 def method(press: str) -> Method:

@@ -13,7 +13,8 @@ Started by :func:`qm_vllm_eval.peers.client.kvpress_client`. A request::
 
 One row per press and K. ``kept_tokens``: KV entries per layer, mean over layers. ``nll``: mean
 nats per target token. ``accuracy``: share of its tokens that are the first choice. ``kv_bytes``:
-of the kept keys and values. ``seconds``: what the press took, without prefill. A row that failed
+of the kept keys and values. ``seconds``: what the press took, without prefill, also where it
+was done once for several K. A row that failed
 has its reason in ``error`` and null in place of results.
 """
 
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from qm_vllm_eval.peers.model_folder import readable_folder
+from qm_vllm_eval.peers.prefill import plain_prefill
 from qm_vllm_eval.peers.serve import describe, protected_output, serve
 from qm_vllm_eval.reference.decoder import Decoder
 from qm_vllm_eval.reference.reader import CompressedContext, Reader
@@ -44,7 +46,8 @@ class KvpressWorker:
     """Holds the model and answers requests. Needs kvpress.
 
     Args:
-        model: a transformers model that both kvpress and the reference decoder know.
+        model: a transformers model that both kvpress and the reference decoder know. The folder
+            that it is from must hold its tokenizer.
     """
 
     def __init__(self, model: Any) -> None:
@@ -67,7 +70,7 @@ class KvpressWorker:
         if not ids:
             raise ValueError("context_ids must hold at least one token")
         started = time.perf_counter()
-        prefill = self.presses.plain_prefill(self.model, ids)
+        prefill = plain_prefill(self.model, ids)
         seconds = time.perf_counter() - started
         jobs = [
             self._compress(name, int(keep), prefill)
@@ -92,14 +95,17 @@ class KvpressWorker:
             press, row["settings"] = self.presses.build_press(name, length, keep, self.model)
             started = time.perf_counter()
             kept = self.presses.compress(self.model, press, prefill)
-            row["seconds"] = time.perf_counter() - started
+            row["seconds"] = time.perf_counter() - started + kept.reused_seconds
             context = CompressedContext(
-                [keys[0] for keys, _ in kept],
-                [values[0] for _, values in kept],
+                [keys[0] for keys, _ in kept.kv],
+                [values[0] for _, values in kept.kv],
                 next_position=length,  # kvpress leaves the kept keys at their positions
+                heads=kept.heads,
             )
             row["kept_tokens"] = context.entries
-            row["kv_bytes"] = sum(part.numel() * part.element_size() for kv in kept for part in kv)
+            keys = context.keys[0]
+            values_each = 2 * len(context.keys) * keys.shape[0] * keys.shape[2]
+            row["kv_bytes"] = round(context.entries * values_each * keys.element_size())
             if context.entries > keep:
                 raise RuntimeError(f"{context.entries:.2f} entries per layer kept, not {keep}")
         except Exception as error:
@@ -143,7 +149,7 @@ def main() -> None:
     dtype = getattr(torch, options.dtype)
     with readable_folder(options.model) as folder:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    serve(KvpressWorker(model).handle, replies)
+        serve(KvpressWorker(model).handle, replies)  # KVzip reads the tokenizer when it is asked
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ no layer's input depends on what another layer dropped; a scorer press keeps
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from kvpress import (  # type: ignore[import-not-found,unused-ignore]
     BasePress,
+    CompactorPress,
     ExpectedAttentionPress,
     KeyDiffPress,
     KnormPress,
@@ -27,71 +28,50 @@ from kvpress import (  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 from transformers import DynamicCache
 
+from qm_vllm_eval.peers import kvzip
+from qm_vllm_eval.peers.kvzip import ScoredKVzip
+from qm_vllm_eval.peers.prefill import KV, Kept, Prefill, entries, without_masked
+
 WINDOW, SINKS = 64, 4  # defaults of SnapKVPress, ExpectedAttentionPress and StreamingLLMPress
 PYRAMID_WINDOW, PYRAMID_BETA = 8, 20  # PyramidKV, arXiv:2406.02069; beta as in kvpress
 
-KV = list[tuple[Tensor, Tensor]]  # per layer keys and values [1, KVH, T, d], keys rotated
+SKETCH_SEED = 0  # of Compactor's random projections
 
 
-@dataclass
-class Prefill:
-    """One plain run of the model over a prompt, with what a press is given.
-
-    Attributes:
-        ids: [1, N].
-        kv: per layer.
-        calls: per layer the keyword arguments of its attention, and its attention weights.
-    """
-
-    ids: Tensor
-    kv: KV
-    calls: list[tuple[dict[str, Any], Tensor | None]]
-
-
-def plain_prefill(model: Any, ids: list[int]) -> Prefill:
-    """Run the model's layers over token ids without any press."""
-    calls: list[tuple[dict[str, Any], Tensor | None]] = []
-
-    def record(_module: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        calls.append((kwargs, output[1]))
-
-    hooks = [
-        layer.self_attn.register_forward_hook(record, with_kwargs=True)
-        for layer in model.model.layers
-    ]
-    rows, cache = torch.tensor([ids], device=model.device), DynamicCache()
-    try:
-        with torch.inference_mode():
-            model.model(input_ids=rows, past_key_values=cache)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return Prefill(rows, _entries(cache), calls)
-
-
-def compress(model: Any, press: Any, prefill: Prefill) -> KV:
+def compress(model: Any, press: Any, prefill: Prefill) -> Kept:
     """What a press leaves of a prefill, through its public ``compress`` where that is the same.
 
     A press with a hook or a context of its own runs the model again: :func:`compress_canonically`.
+    KVzip's repeats the prompt behind the prefill: :func:`kvzip.compress`.
     """
+    if isinstance(press, ScoredKVzip):
+        return kvzip.compress(model, press, prefill)
     if not serves_from_prefill(press):
         return compress_canonically(model, press, prefill.ids)
     kept: KV = []
-    with torch.inference_mode(), press(model):  # its hooks see no forward pass in here
+    with torch.inference_mode(), _seeded(), press(model):  # its hooks see no forward pass in here
         for layer, (keys, values), (kwargs, attentions) in zip(
             model.model.layers, prefill.kv, prefill.calls, strict=True
         ):
             states = kwargs["hidden_states"]
             kept.append(press.compress(layer.self_attn, states, keys, values, attentions, kwargs))
-    return kept
+    return Kept(kept)
 
 
-def compress_canonically(model: Any, press: Any, ids: Tensor) -> KV:
+def compress_canonically(model: Any, press: Any, ids: Tensor) -> Kept:
     """What a press leaves of token ids [1, N], in the way that kvpress documents."""
     cache = DynamicCache()
-    with torch.inference_mode(), press(model):
+    with torch.inference_mode(), _seeded(), press(model):
         model.model(input_ids=ids, past_key_values=cache)
-    return _entries(cache)
+    return without_masked(model, entries(cache))
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The same random numbers for a press, whatever was drawn before it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(SKETCH_SEED)
+        yield
 
 
 def serves_from_prefill(press: Any) -> bool:
@@ -103,7 +83,8 @@ def serves_from_prefill(press: Any) -> bool:
 def build_press(name: str, length: int, keep: int, model: Any) -> tuple[Any, str]:
     """A press that keeps ``keep`` of ``length`` entries per layer, and its settings in words.
 
-    pyramidkv keeps at most that many as a mean over layers, as close as its rounding allows.
+    pyramidkv keeps at most that many as a mean over layers, as close as its rounding allows;
+    kvzip as a mean over the heads of each layer, kvzip_global as one over all heads and layers.
 
     Raises:
         ValueError: unknown press, or not 1 <= keep <= length.
@@ -115,6 +96,8 @@ def build_press(name: str, length: int, keep: int, model: Any) -> tuple[Any, str
     press, settings = PRESSES[name](length, keep)
     if isinstance(press, PyramidKVPress):
         _fit_pyramid(press, length, keep, model)
+    elif isinstance(press, ScoredKVzip):  # it rounds the number of dropped entries down
+        press.compression_ratio = 0.0 if keep == length else 1.0 - (keep - 1e-6) / length
     else:
         press.compression_ratio = 0.0 if keep == length else 1.0 - (keep + 0.5) / length
     return press, settings
@@ -159,6 +142,23 @@ def _streaming_llm(length: int, keep: int) -> tuple[Any, str]:
     return StreamingLLMPress(n_sink=sinks), f"n_sink={sinks}, original positions"
 
 
+def _compactor(_length: int, _keep: int) -> tuple[Any, str]:
+    settings = "sink_size_start=8, sink_size_end=4, chunk_size=256, sketch_dimension=48, "
+    return CompactorPress(), f"{settings}blending=share dropped, torch seed {SKETCH_SEED}"
+
+
+def _kvzip(layerwise: bool) -> tuple[Any, str]:
+    budget = (
+        "layerwise=True: K entries as a mean over the heads of each layer"
+        if layerwise
+        else "layerwise=False, its default: K entries as a mean over the heads of all layers"
+    )
+    settings = f"{budget}; n_sink={SINKS}, chunk_size=2048, kvzip_plus_normalization=False; "
+    what = "all that it is shown is repeated, behind the template's head where the prompt has it"
+    press = ScoredKVzip(layerwise=layerwise, n_sink=SINKS)
+    return press, f"{settings}{what}; masked entries taken out"
+
+
 PRESSES: dict[str, Callable[[int, int], tuple[Any, str]]] = {
     "snapkv": _snapkv,
     "knorm": lambda _length, _keep: (KnormPress(), "no settings"),
@@ -166,6 +166,9 @@ PRESSES: dict[str, Callable[[int, int], tuple[Any, str]]] = {
     "pyramidkv": _pyramidkv,
     "merging_snapkv": _merging_snapkv,
     "keydiff": lambda _length, _keep: (KeyDiffPress(), "no settings, whole prompt at once"),
+    "compactor": _compactor,
+    "kvzip": lambda _length, _keep: _kvzip(layerwise=True),
+    "kvzip_global": lambda _length, _keep: _kvzip(layerwise=False),
     "tova": lambda _length, _keep: (TOVAPress(), "no settings"),
     "streaming_llm": _streaming_llm,
 }
@@ -181,7 +184,3 @@ def _fit_pyramid(press: Any, length: int, keep: int, model: Any) -> None:
         if sum(budgets) <= keep * len(layers):
             return
         wanted -= 0.02
-
-
-def _entries(cache: Any) -> KV:
-    return [(layer.keys, layer.values) for layer in cache.layers]

@@ -12,6 +12,7 @@ from qm_vllm_eval.published import (
     headline,
     long_prompts,
     quality,
+    ruler,
     runs,
     speed,
 )
@@ -23,7 +24,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "likelihoods": quality.likelihoods, "intervals": quality.intervals,
     "llmlingua": lambda: quality.by_task("smollm2-peers", ("llmlingua", "longllmlingua")),
     "heads": runs.heads, "paired": runs.paired, "adaptive": runs.adaptive, "ego4d": runs.ego4d,
-    "booksum": runs.booksum,
+    "booksum": runs.booksum, "ruler": ruler.table, "ruler-tasks": ruler.by_task,
     "paper": lambda: compare.figures(STUDIES / "paper"), "claims": claims.table,
     "agents": agents.agents, "agents-said": agents.agents_said, "hints": agents.hints,
     "long": long_prompts.table, "long-said": long_prompts.said,

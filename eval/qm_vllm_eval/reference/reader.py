@@ -28,6 +28,8 @@ class CompressedContext:
         next_position: position of the first token that is fed after it.
         kept: source position of each entry, where there is one list for all layers.
         bytes_per_value: of one stored number; None: as the model's dtype.
+        heads: per layer [KVH], how many entries a head has where they differ: its last ones of
+            K_l, what stands before them is not read. None: all K_l.
     """
 
     keys: list[Tensor]
@@ -35,10 +37,14 @@ class CompressedContext:
     next_position: int
     kept: list[int] | None = None
     bytes_per_value: float | None = None
+    heads: list[Tensor] | None = None
 
     @property
     def entries(self) -> float:
-        """KV entries per layer, mean over layers."""
+        """KV entries per layer, mean over layers and heads."""
+        if self.heads is not None:
+            counts = [int(heads.sum()) for heads in self.heads]
+            return sum(counts) / len(counts) / len(self.heads[0])
         return sum(keys.shape[1] for keys in self.keys) / len(self.keys)
 
 
@@ -81,7 +87,15 @@ class _Bin:
                 values[row, :, width - sizes[row] : width] = context.values[layer]
             self.widths.append(width)
             self.buffers.append((keys, values))
-            self.padding.append(torch.tensor([width - size for size in sizes]))
+            if all(context.heads is None for context in contexts):
+                read = torch.tensor(sizes)[:, None]
+            else:
+                read = torch.stack([
+                    torch.full((decoder.num_kv_heads,), size) if context.heads is None
+                    else context.heads[layer].cpu()
+                    for context, size in zip(contexts, sizes, strict=True)
+                ])
+            self.padding.append(width - read)  # [B, 1], or [B, KVH] where heads differ
 
     def select(self, rows: list[int]) -> None:
         """Keep only these rows."""
@@ -93,17 +107,17 @@ class _Bin:
         self.buffers = [(keys[index], values[index]) for keys, values in self.buffers]
 
     def masks(self, used: int, count: int) -> list[Tensor]:
-        """Per layer, what new tokens may see: additive [B, 1, G * count, S]."""
+        """Per layer, what new tokens may see: additive [B, 1 or KVH, G * count, S]."""
         made: dict[tuple[int, ...], Tensor] = {}
         masks = []
         for width, padding in zip(self.widths, self.padding, strict=True):
-            name = (width, *padding.tolist())
+            name = (width, *padding.flatten().tolist())
             if name not in made:
                 place = torch.arange(width + used + count)
                 newest = width + used + torch.arange(count)
-                seen = (place >= padding[:, None])[:, None] & (place <= newest[:, None])[None]
+                seen = (place >= padding[..., None])[:, :, None] & (place <= newest[:, None])
                 mask = torch.zeros(seen.shape, dtype=self.decoder.dtype)
-                mask = mask.masked_fill(~seen, float("-inf"))[:, None]
+                mask = mask.masked_fill(~seen, float("-inf"))
                 groups = self.decoder.num_heads // self.decoder.num_kv_heads
                 made[name] = mask.repeat(1, 1, groups, 1).to(self.decoder.device)
             masks.append(made[name])

@@ -125,3 +125,29 @@ def test_bad_batches_are_refused(family):
 def test_other_architectures_are_refused_with_their_name(family):
     with pytest.raises(UnsupportedModel, match="OPTForCausalLM is not supported"):
         Decoder(tiny("opt"))
+
+
+def test_heads_of_a_layer_may_have_kept_different_numbers(family):
+    """What stands before a head's own entries is not read, and does not count."""
+    model, ids = tiny(family), random_prompt(60, 5)
+    decoder = Decoder(model)
+    prefill = Prefill.run(decoder, ids)
+    plain, target = whole(prefill, 58), random_prompt(3, 6)
+    few = whole(prefill, 58)
+    few.keys, few.values = ([part[:, 38:] for part in own] for own in (few.keys, few.values))
+    shape = (decoder.num_kv_heads,)
+    few_of_all = whole(prefill, 58)
+    few_of_all.heads = [torch.full(shape, 20)] * decoder.num_layers
+    mixed = whole(prefill, 58)
+    counts = torch.full(shape, 20)
+    counts[0] = 58
+    mixed.heads = [counts] * decoder.num_layers
+    assert (few_of_all.entries, mixed.entries) == (20, counts.float().mean())
+    read = Reader(decoder).read([plain, few, few_of_all, mixed], [ids[58:]] * 4, target, 6)
+    assert read[2].nll == pytest.approx(read[1].nll, abs=1e-4)
+    assert read[2].prediction_ids == read[1].prediction_ids
+    told = {round(reading.nll, 4) for reading in read}
+    assert len(told) == (3 if decoder.num_kv_heads > 1 else 2)
+    together = Reader(decoder).read([mixed, plain], [ids[58:]] * 2, target, 6)
+    assert together[0].nll == pytest.approx(read[3].nll, abs=1e-4)
+    assert together[1].nll == pytest.approx(read[0].nll, abs=1e-4)
