@@ -103,8 +103,9 @@ def native_bytes(
     keys = num_tokens * (shape.pair if heads else shape.pair // 2)
     keys += 2 * min(num_tokens, ROWS) * shape.pair
     scores = 3 * 8 * 6 * num_tokens  # three views in float64, a few times
-    if heads:
-        scores = scores * shape.num_kv_heads + keys + 3 * kept * shape.pair
+    if heads:  # of each KV head: scores and places, their orders in int64, a few times
+        own = (4 * 4 + 8 * 4) * num_tokens * shape.num_kv_heads
+        scores = max(scores, own + keys + 3 * kept * shape.pair)
     return queries + max(keys + looking, scores, 4 * kept * shape.pair)
 
 

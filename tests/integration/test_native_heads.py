@@ -24,7 +24,7 @@ ROUNDING = 12
 """Places by which a token of a head's own order may be off."""
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma-3", "qwen3", "glm-4"])
+@pytest.fixture(scope="module", params=["llama", "gemma-2", "gemma-3", "qwen3", "glm-4"])
 def folder(request, tmp_path_factory):
     return make_model(request.param, tmp_path_factory.mktemp("heads"))
 

@@ -81,7 +81,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
     "SchedulerConfig": (
-        "async_scheduling", "policy", "scheduler_cls",
+        "async_scheduling", "max_num_batched_tokens", "policy", "scheduler_cls",
     ),
     "CompilationConfig": ("cudagraph_mode",),
     "DeviceConfig": ("device_type",),

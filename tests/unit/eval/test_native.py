@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qm_vllm.compress import Evidence, QueryAttention, score_tokens, scores_of_heads
-from qm_vllm.config import QuickMergeConfig
-from qm_vllm_eval.methods import METHODS, Request, head_scores, native
+from qm_vllm.compress import kept_places, run_twice
+from qm_vllm_eval.methods import METHODS, Request, native
+from qm_vllm_eval.methods import expected_attention as gaussian
 from qm_vllm_eval.reference.decoder import Decoder, rotate
+from qm_vllm_eval.reference.habits import habits_of
 from qm_vllm_eval.reference.prefill import Prefill
 from tests.engines import random_prompt
 from tests.unit.eval.models import tiny
 
 TOKENS = 240
-LAYER = 3
 
 
 @pytest.fixture(autouse=True)
@@ -29,15 +29,9 @@ def prefill():
         return Prefill.run(Decoder(tiny("llama")), random_prompt(TOKENS, 7))
 
 
-@pytest.fixture
-def layer(prefill):
-    none = torch.zeros(TOKENS, dtype=torch.bool)
-    return native.Layer(prefill, LAYER, none, none)
-
-
-def test_native_is_the_plain_kv_where_quickmerge_keeps(prefill):
+def test_one_choice_is_the_plain_kv_where_quickmerge_keeps(prefill):
     request = Request(prefill, 1, 80)
-    context = METHODS["native"].compress(request)
+    context = METHODS["native-one-choice"].compress(request)
     assert context.kept == METHODS["quickmerge"].compress(request).kept
     kept = torch.tensor(context.kept)
     for number in range(prefill.decoder.num_layers):
@@ -45,100 +39,62 @@ def test_native_is_the_plain_kv_where_quickmerge_keeps(prefill):
         assert torch.equal(context.values[number], prefill.values_at(number, kept))
 
 
-@pytest.mark.parametrize("score", native.SCORES)
-@pytest.mark.parametrize("share", [0.25, 1.0])
-def test_every_head_holds_k_rows_and_what_is_shared(prefill, score, share):
-    request = Request(prefill, 1, 80)
-    context = native.compress(score, share, request)
-    shared, protected = native.shared_positions(request, share)
-    assert len(shared) == max(round((1 - share) * 80), int(protected.sum()))
-    places = torch.arange(TOKENS)
-    differ = False
-    for number, keys in enumerate(context.keys):
+@pytest.mark.parametrize("name", [name for name, heads in native.VARIANTS.items() if heads])
+def test_every_head_holds_k_rows_the_protected_ones_and_some_of_its_own(prefill, name):
+    request = Request(prefill, 1, 120)
+    context = METHODS[name].compress(request)
+    one = set(METHODS["native-one-choice"].compress(request).kept)
+    ends = {*range(4), *range(TOKENS - 32, TOKENS - 1)}
+    places, found = torch.arange(TOKENS), []
+    for number, (keys, values) in enumerate(zip(context.keys, context.values, strict=True)):
         plain = prefill.keys_at(number, places, places)
-        for own, all_keys in zip(keys, plain, strict=True):
+        for head, (own, all_keys) in enumerate(zip(keys, plain, strict=True)):
             kept = torch.cdist(own, all_keys).argmin(1)
             assert kept.tolist() == sorted(set(kept.tolist()))
-            assert len(kept) == 79
-            assert {int(i) for i in shared if i < TOKENS - 1} <= set(kept.tolist())
-            differ |= not torch.equal(kept, torch.tensor(METHODS["native"].compress(request).kept))
-    assert differ
+            assert len(kept) == 119
+            assert ends <= set(kept.tolist())
+            assert torch.equal(own, all_keys[kept])
+            assert torch.equal(values[head], prefill.values[number][head, kept])
+            found.append(len(set(kept.tolist()) - one))
+    habits = torch.cat(habits_of(prefill.decoder).looks_up)
+    assert int(habits.sum()) == max(1, round(len(habits) / 8))
+    others = torch.tensor(found)
+    if name != "native-all-heads":
+        assert int(others[habits].max()) <= 0.1 * 84
+    assert int(others[~habits].min()) > 0.2 * 84
 
 
-def test_window_attention_is_that_of_the_prefill(prefill, layer):
-    heads = prefill.head_attention(LAYER, 64).mean(1)
-    grouped = heads.reshape(prefill.decoder.num_kv_heads, -1, TOKENS)
-    for group, want in (("mean", grouped.mean(1)), ("max", grouped.amax(1))):
-        got = head_scores.window_attention_of_heads(
-            layer.window(), layer.keys, layer.scale, group=group, pool=1
-        )
-        torch.testing.assert_close(got, want)
-    pooled = head_scores.window_attention_of_heads(layer.window(), layer.keys, layer.scale, pool=3)
-    assert float(pooled[0, 9]) == pytest.approx(float(grouped.mean(1)[0, 8:11].max()))
+def test_habits_are_learned_once_and_stand_behind_the_prompt(prefill):
+    decoder = prefill.decoder
+    habits = habits_of(decoder)
+    assert habits_of(decoder) is habits
+    ids = run_twice(decoder.config.vocab_size)
+    again = Prefill.run(decoder, ids)
+    places = torch.tensor(kept_places(len(ids) // 2))
+    for layer in range(decoder.num_layers):
+        plain = decoder.project(layer, again.states[layer][None])[0][0][:, places]
+        cos, sin = decoder.angles((places - places[0] + TOKENS)[None])
+        want = rotate(plain, cos[0], sin[0]).transpose(0, 1)
+        torch.testing.assert_close(habits.queries_at(decoder, layer, TOKENS), want)
 
 
-def test_query_of_one_head_is_the_score_query_of_its_attention(prefill, layer):
-    groups = prefill.decoder.num_heads // prefill.decoder.num_kv_heads
-    got = head_scores.query_of_heads(layer.window(), layer.keys, layer.scale)
-    evidence = Evidence(num_tokens=TOKENS)
-    heads = prefill.head_attention(LAYER, 64)[groups : 2 * groups]
-    evidence.attention = [QueryAttention.of(heads)]
-    config = QuickMergeConfig(protect_first=head_scores.SINKS, protect_last=head_scores.TAIL)
-    want = score_tokens(evidence, config)
-    best = [set(scores.topk(40).indices.tolist()) for scores in (got[1], want)]
-    assert len(best[0] & best[1]) >= 38  # rounding decides between tokens that are looked at alike
+def test_expected_attention_is_that_of_many_gaussian_queries():
+    make = torch.Generator().manual_seed(1)
+    keys, values = (torch.randn(50, 2, 8, generator=make) for _ in range(2))
+    queries = torch.randn(4000, 4, 8, generator=make) + 0.5
+    got = gaussian.expected_attention(queries, keys, values, 0.3)
+    each = queries.permute(1, 0, 2).unflatten(0, (2, 2))
+    logits = torch.einsum("gewd,ngd->gewn", each, keys) * 0.3
+    mean = logits[..., gaussian.SINKS :].exp().mean(2)
+    want = (mean / mean.sum(-1, keepdim=True)).mean(1) * values.norm(dim=-1).T[:, gaussian.SINKS :]
+    torch.testing.assert_close(got[:, gaussian.SINKS :], want, atol=1e-3, rtol=0.03)
+    assert not got[:, : gaussian.SINKS].any()
 
 
-@pytest.mark.parametrize("at_once", [1, 1 << 17, 1 << 30])
-def test_the_chosen_score_is_query_times_value_norm_however_it_is_cut(prefill, layer, at_once):
-    got = scores_of_heads(layer.window(), layer.keys, layer.values, layer.scale, at_once)
-    norms = head_scores.value_norms(layer.values)
-    want = head_scores.query_of_heads(layer.window(), layer.keys, layer.scale, norms)
-    for mine, theirs in zip(got, want, strict=True):
-        best = [set(scores.topk(40).indices.tolist()) for scores in (mine, theirs)]
-        assert len(best[0] & best[1]) >= 38  # rounding decides between tokens that rank alike
-
-
-def test_expected_attention_is_the_mean_over_gaussian_queries():
-    torch.manual_seed(0)
-    keys, mean = torch.randn(30, 2, 8), torch.randn(4, 8)
-    queries = mean + torch.randn(200_000, 4, 8) * 0.5
-    got = head_scores.expected_attention(queries, keys, 0.3)
-    logits = torch.einsum("whd,nhd->whn", queries * 0.3, keys.repeat_interleave(2, 1))
-    weights = logits[..., head_scores.SINKS :].exp().mean(0)
-    want = (weights / weights.sum(-1, keepdim=True)).unflatten(0, (2, 2)).mean(1)
-    torch.testing.assert_close(got[:, head_scores.SINKS :], want, atol=1e-3, rtol=0.02)
-    assert not got[:, : head_scores.SINKS].any()
-
-
-def test_queries_ahead_are_means_over_positions(prefill, layer):
-    plain = layer.plain_queries(-5)
-    cos, sin = prefill.decoder.angles(torch.arange(TOKENS, TOKENS + native.AHEAD)[None])
-    turned = rotate(plain.transpose(0, 1)[:, :, None], cos[0, :, None], sin[0, :, None]).mean(2)
-    torch.testing.assert_close(layer.ahead(plain), turned.transpose(0, 1), atol=1e-5, rtol=1e-4)
-
-
-def test_keys_like_the_mean_key_go_first():
-    keys = torch.zeros(5, 1, 2)
-    keys[:, 0, 0] = 1
-    keys[3, 0] = torch.tensor([0.0, 1.0])
-    assert int(head_scores.key_difference(keys).argmax()) == 3
-
-
-def test_a_head_that_looks_up_prefers_what_is_wanted():
-    own = torch.tensor([[0.0, 5, 1, 1, 1, 1]] * 2)
-    wanted = torch.tensor([0, 0, 0, 1, 1, 0], dtype=torch.bool)
-    protected = torch.tensor([1, 0, 0, 0, 0, 0], dtype=torch.bool)
-    recent = torch.tensor([[0.5, 0, 0, 0.3, 0.2, 0], [0.5, 0.2, 0.2, 0, 0, 0.1]])
-    scores = head_scores.looked_up(own, recent, wanted, protected)
-    assert scores[0].topk(2).indices.sort().values.tolist() == [3, 4]
-    assert int(scores[1].argmax()) == 1
-    torch.testing.assert_close(scores.sum(1), torch.ones(2))
-
-
-def test_attention_reaches_forward(layer):
-    ones = torch.ones(layer.keys.shape[1], TOKENS)
-    got = head_scores.reached_attention(layer.window(), layer.keys, layer.scale, ones)
-    inside = got[:, head_scores.SINKS : TOKENS - head_scores.TAIL]
-    assert (inside[:, 1:] >= inside[:, :-1] * 0.88).all()  # falls to 1/e in 8 tokens or more
-    assert (got >= 0).all()
+def test_queries_ahead_stand_at_the_mean_of_the_positions_to_come(prefill):
+    decoder = prefill.decoder
+    plain = torch.randn(3, decoder.num_heads, decoder.head_dim)
+    cos, sin = decoder.angles(torch.arange(TOKENS, TOKENS + native.AHEAD)[None])
+    got = gaussian.ahead(plain, cos[0, 0].mean(0), sin[0, 0].mean(0))
+    turned = [rotate(plain, c, s) for c, s in zip(cos[0, 0], sin[0, 0], strict=True)]
+    torch.testing.assert_close(got, torch.stack(turned).mean(0), atol=1e-4, rtol=1e-4)
