@@ -21,7 +21,7 @@ from tests.native_reference import NativeReference
 
 BLOCK, STEPS = 32, 12
 IDS = random_prompt(701, 3)
-CONFIG = QuickMergeConfig(ratio=0.4)
+CONFIG = QuickMergeConfig(ratio=0.4, head_share=0.0)
 LOADED = "vllm:kv_offload_load_bytes"
 WAYS = [
     {"delivery": "native"}, {}, {"enabled": False}, {"delivery": "native", "ratio": 0.2},

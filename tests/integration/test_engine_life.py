@@ -25,7 +25,7 @@ def llm(request, tiny_models):
 
     ahead = request.param == "async"
     with forced_async(ahead), engine(
-        tiny_models("llama"), QuickMergeConfig(ratio=0.4, encoder_chunk_tokens=64),
+        tiny_models("llama"), QuickMergeConfig(ratio=0.4, encoder_chunk_tokens=64, head_share=0.0),
         enable_chunked_prefill=False, max_num_batched_tokens=4096, max_num_seqs=8,
         scheduling_policy="priority", enable_prompt_embeds=True,
         async_scheduling=ahead and not current_platform.is_cpu(), **OPTIONS,

@@ -41,7 +41,7 @@ def reference(folder):
 
 @pytest.fixture(scope="module")
 def llm(folder, reference):
-    config = QuickMergeConfig(delivery="native", min_tokens=64)
+    config = QuickMergeConfig(delivery="native", min_tokens=64, head_share=0.0)
     with serving(folder, config, film=True, max_num_batched_tokens=128) as llm:
         yield llm
 

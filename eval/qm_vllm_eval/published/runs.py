@@ -8,7 +8,6 @@ import json
 from typing import Any
 
 from qm_vllm_eval.ego4d.report import markdown as moments
-from qm_vllm_eval.metrics import retention
 from qm_vllm_eval.paper.compare import read_csv
 from qm_vllm_eval.published.form import Row, Unknown, figure, markdown
 from qm_vllm_eval.published.stored import ROOT, STUDIES, break_even, load, noted, prefills, row_at
@@ -49,43 +48,6 @@ def adaptive() -> str:
             share: figure(float(text))
             for share, text in zip(shares, own, strict=True)
         }})
-    return markdown(table)
-
-
-HEADS = {
-    "native": "one choice", "query-value-short:0.25": "a quarter", "query-value-short:0.5": "half",
-    "expected:0.25": "a quarter by expected attention",
-}
-"""What scripts/head_choice.py calls a variant, and how a page does."""
-
-
-def heads() -> str:
-    """Retention at N/4, N/8 by what each KV head chooses for itself (points.csv)."""
-    nll: dict[tuple[str, str, str], dict[str, float]] = {}
-    for row in _csv("heads/points.csv"):
-        own = nll.setdefault((row["task"], row["method"], row["ratio"]), {})
-        own[row["index"]] = float(row["nll"])
-    table: list[Row] = []
-    cut: dict[tuple[str, str], list[float]] = {}
-    for task in dict.fromkeys(task for task, *_ in nll):
-        none, plain = nll[task, "none", "0.0"], nll[task, "plain", "1.0"]
-        line: Row = {"task": task, "samples": len(none)}
-        for method, label in HEADS.items():
-            kept = [
-                retention(*(
-                    [each[index] for index in none]
-                    for each in (none, nll[task, method, ratio], plain)
-                )) for ratio in ("0.25", "0.125")
-            ]
-            line[label] = ", ".join(map(figure, kept))
-            for ratio, one in zip(("N/4", "N/8"), kept, strict=True):
-                cut.setdefault((label, ratio), []).append(min(1.0, one))
-        table.append(line)
-    means = {key: sum(values) / len(values) for key, values in cut.items()}
-    table.append({"task": "mean, each cut at 1", "samples": "", **{
-        label: f"{figure(means[label, 'N/4'])}, {figure(means[label, 'N/8'])}"
-        for label in HEADS.values()
-    }})
     return markdown(table)
 
 
