@@ -27,6 +27,8 @@ def table(model: str, ratio: str) -> str:
     Args:
         model: the file's name in ``eval/results/heads`` without its suffix. ratio: 1/4 or 1/8.
     """
+    if ratio not in RATIOS:
+        raise Unknown(f"no ratio '{ratio}'; there are {', '.join(RATIOS)}")
     losses, lines, cut = _losses(model), [], dict[str, list[float]]()
     for task in dict.fromkeys(task for task, *_ in losses):
         none, plain = losses[task, "none", "0.0"], losses[task, "plain", "1.0"]
