@@ -111,11 +111,11 @@ def with_habits(
     vocabulary, most = reading_limits(runner)
     ids = run_twice(vocabulary, min(most, longest))
     seen = read_apart(model, runner, [one.layer for one in layers], ids, device)
-    scores = torch.stack([
+    scores = [  # layers may differ in their number of heads
         looks_back(*seen[one.layer.name], one.layer.attn.scale, one.layer.attn.soft_cap)
         for one in whole
-    ])
-    least = least_look_back(gather(lambda: scores).flatten())
+    ]
+    least = least_look_back(gather(lambda: torch.cat(scores)))
     places = kept_places(len(ids) // 2)
     habits = {
         one.layer.name: HeadHabits(
