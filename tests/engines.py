@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,23 @@ def engine(model: str | Path, config: Any = None, **overrides: Any) -> Iterator[
             ensure_kv_transfer_shutdown()
             del llm
             cleanup_dist_env_and_memory(shutdown_ray=False)
+        _restore_transformers()
         gc.collect()
+
+
+def _restore_transformers() -> None:
+    """Take back what vLLM does to a class of transformers that it runs a model through.
+
+    It wants vLLM's configuration from then on, and another test of the process has none.
+    """
+    from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper as Wrapper
+
+    for changed in Wrapper.__subclasses__():
+        if changed.__module__.startswith("transformers."):
+            changed.__init__ = inspect.getclosurevars(changed.__init__).nonlocals["old_init"]
+            changed.__bases__ = tuple(one for one in changed.__bases__ if one is not Wrapper)
+            if "__call__" in vars(changed):
+                del changed.__call__
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qm_vllm import QuickMergeConfig
-from qm_vllm.compress import QueryAttention, scores_of_heads
+from qm_vllm.compress import QueryAttention
 from qm_vllm.config import ConfigError
 from qm_vllm.engine.jobs.encoder_pass import gather
 from qm_vllm.engine.messages import JobResult, JobSpec
@@ -206,7 +206,9 @@ def test_a_shadow_computes_the_prompts_last_token_itself(hint, options, skips, l
     one = spec(hint=hint, delivery="native", **options)
     assert computed_last(one, skips) == last
     known = replace(one, kept=(0, N - 1))
-    assert computed_last(known, skips) == hint + 1
+    assert computed_last(known, skips) == last  # what heads choose begins with the one order
+    one_choice = replace(known, config=replace(one.config, head_share=0.0))
+    assert computed_last(one_choice, skips) == hint + 1
 
 
 def test_the_queries_of_prompt_and_hint_are_seen():
@@ -233,13 +235,3 @@ def test_what_a_hint_sees_of_itself_is_left_out():
     want = QueryAttention.of(weights[:, :, :15])
     for name in ("recent", "question", "energy"):
         assert torch.equal(getattr(part, name), getattr(want, name))
-
-
-def test_heads_choose_among_the_prompts_tokens():
-    queries, keys, values = torch.randn(16, 4, 8), torch.randn(300, 2, 8), torch.randn(300, 2, 8)
-    scores = scores_of_heads(queries, keys, values, 0.3, 1 << 20, tokens=290)
-    assert scores.shape == (2, 290)
-    # What stands behind changes shares of attention alone, and no rank of them by one head.
-    one = scores_of_heads(queries[-1:, :2], keys[:, :1], values[:, :1], 0.3, 1 << 20, tokens=290)
-    assert one.shape == (1, 290)
-    assert bool((one <= 0).all())

@@ -116,7 +116,7 @@ def test_quickmerge_matches_the_core(prefill):
     torch.testing.assert_close(ours.values[-1], upper[-1][1])
 
 
-@pytest.mark.parametrize("name", ["quickmerge", "native"])
+@pytest.mark.parametrize("name", ["quickmerge", "native-one-choice"])
 @pytest.mark.parametrize("visible", [True, False])
 def test_a_hint_looks_behind_what_may_be_seen(name, visible):
     """A blind method with a hint keeps what one keeps whose prompt ends with it, but its ends."""
