@@ -225,13 +225,12 @@ class NativeReference:
         found = []
         for head in range(len(queries)):
             paid = 0.0
-            for token in range(half):
+            for token in range(half - 1):  # the last has none behind it
                 logits = keys[head // each, : half + token + 1] @ queries[head, half + token]
                 logits = logits * scale
                 weights = (torch.tanh(logits / cap) * cap if cap else logits).softmax(0)
-                paid += float(weights[token])
-                paid += float(weights[token + 1]) if token < half - 1 else 0.0
-            found.append(paid / half)
+                paid += float(weights[token] + weights[token + 1])
+            found.append(paid / (half - 1))
         return [max(found[i : i + each]) for i in range(0, len(found), each)]
 
     def _places(

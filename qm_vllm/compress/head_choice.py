@@ -68,9 +68,9 @@ def choose_for_heads(
         raise ValueError(f"k={k} must be between {protected} protected tokens and all {count}")
     first, others = order[:protected], order[protected:]
     turn = torch.arange(count - protected, dtype=torch.float32, device=scores.device)
-    own = scores[:, others].sort(dim=1, descending=True, stable=True).indices
-    places = torch.empty_like(scores[:, others]).scatter_(1, own, turn.expand(heads, -1))
-    share = share.to(places)[:, None].clamp(EVERY, 1 - EVERY)
-    places = torch.minimum(places / share, turn / (1 - share))
+    ranked = scores[:, others].sort(dim=1, descending=True, stable=True)
+    own = torch.empty_like(ranked.values).scatter_(1, ranked.indices, turn.expand(heads, -1))
+    share = share.to(own)[:, None].clamp(EVERY, 1 - EVERY)
+    places = torch.minimum(own / share, turn / (1 - share))
     best = others[places.topk(k - protected, 1, largest=False).indices]
     return torch.cat((first.expand(heads, -1), best), 1).sort(1).values

@@ -48,13 +48,9 @@ def _expected(request: Request, layer: int) -> Tensor:
 
 def _rows(request: Request, layer: int) -> tuple[Tensor, Tensor]:
     """Keys, rotated, and values of all positions: [N, KVH, D]."""
-    keys = request.once(("placed", layer), partial(_placed, request, layer))
-    return keys.transpose(0, 1), request.prefill.values[layer].transpose(0, 1)
-
-
-def _placed(request: Request, layer: int) -> Tensor:
-    places = torch.arange(request.tokens)
-    return request.prefill.keys_at(layer, places, places)
+    prefill, places = request.prefill, torch.arange(request.tokens)
+    keys = request.once(("placed", layer), partial(prefill.keys_at, layer, places, places))
+    return keys.transpose(0, 1), prefill.values[layer].transpose(0, 1)
 
 
 def _scale(request: Request, layer: int) -> float:
@@ -103,9 +99,7 @@ def compress(heads: Heads | None, request: Request) -> CompressedContext:
     decoder, held = request.decoder, request.held
     keys, values = [], []
     for layer in range(decoder.num_layers):
-        scores = request.once(
-            (heads.score, layer), partial(heads.score, request, layer)
-        )
+        scores = request.once((heads.score, layer), partial(heads.score, request, layer))
         looks_up = habits_of(decoder).looks_up[layer]
         share = torch.where(looks_up, heads.looking_up, heads.share)
         kept = choose_for_heads(
