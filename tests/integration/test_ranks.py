@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qm_vllm import QuickMergeConfig, engine_args
+from tests import native_reference
 from tests.engines import engine, random_prompt
 from tests.integration.failing_worker import STAGES
 from tests.integration.generate import greedy, run
@@ -54,3 +55,22 @@ def test_ranks_keep_the_same_of_a_prompt_that_vllm_prefills(llm, tiny_models):
         assert report["details"]["kept_indices"] == want.kept
         assert report["kv_bytes"] == report["kv_blocks"] * BLOCK_BYTES
         assert tokens[: want.decided()] == want.tokens[: want.decided()]
+
+
+def test_heads_of_all_ranks_choose_as_those_of_one(llm, tiny_models, monkeypatch):
+    """Which of them look things up is known over the heads of both.
+
+    Some of the many tokens that heads keep rank alike, which after a while changes what follows.
+    """
+    reference = NativeReference(str(tiny_models("llama")))
+    ids, options = random_prompt(700, 701), {"ratio": 0.4, "head_share": 0.5}
+    ((tokens, report),) = run(llm, [ids], greedy(6, delivery="native", **options))
+    assert report["status"] == "compressed", report
+    ask = {"block_size": 32, "max_tokens": 6, "special": (0, 1, 2), "first": True, **options}
+    want = reference.generate(ids, **ask)
+    assert min(want.leads) > 0.05
+    assert tokens == want.tokens
+    # It would show if heads kept the same, or if all of them chose alike.
+    assert reference.generate(ids, **{**ask, "head_share": 0.0}).tokens != tokens
+    monkeypatch.setattr(native_reference, "LOOKING_UP_SHARE", 0.5)
+    assert reference.generate(ids, **ask).tokens != tokens
