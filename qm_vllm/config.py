@@ -14,7 +14,7 @@ from qm_vllm.option_checks import ConfigError as ConfigError
 from qm_vllm.options import Form, Option, Setter, option
 from qm_vllm.presets import with_preset
 
-SALIENCIES = ("auto", "query", "entropy", "norm", "ned")
+SALIENCIES = ("auto", "query", "leverage", "entropy", "norm", "ned")
 GROUPINGS = ("contiguous", "knn", "chain")
 MERGES = ("weighted", "select", "mean")
 DELIVERIES = ("auto", "inject", "native", "prefill")
@@ -34,10 +34,9 @@ def _research_options(name: str, value: Any) -> tuple[str, ...]:
 class QuickMergeConfig:
     """What to keep of a prompt, and how the engine works on it.
 
-    Immutable, validated on construction, JSON-serialisable (:meth:`to_dict`,
-    :meth:`from_dict`). The fields named in :attr:`REQUEST_FIELDS` can be overridden by a
-    single request; the rest are fixed when the engine starts. What a field means, its unit and
-    its range stand in its ``help``; :mod:`qm_vllm.options` says what else is declared of it.
+    Immutable, validated, JSON-serialisable. The fields named in :attr:`REQUEST_FIELDS` can be
+    overridden by a single request; the rest are fixed when the engine starts. What a field means,
+    its unit and range stand in its ``help``; :mod:`qm_vllm.options` says what else is declared.
 
     Raises:
         ConfigError: a value is out of range, with the field, the value and what is allowed.
@@ -106,8 +105,8 @@ class QuickMergeConfig:
     # --- stage 1: saliency -------------------------------------------------------------------
     saliency: str = option(
         "auto", check=partial(checks.choice, allowed=SALIENCIES), by=RESEARCH,
-        help=f"What scores a token: {', '.join(SALIENCIES[1:])}; auto: query, or entropy if "
-             "query_visible is false and there is no hint",
+        help=f"What scores a token: {', '.join(SALIENCIES[1:])}; auto: query; where "
+             "nothing may look, leverage with native delivery, else entropy",
     )
     query_visible: bool = option(
         True, check=checks.boolean, by=REQUEST, flags="--query-visible/--query-blind",
@@ -240,10 +239,10 @@ class QuickMergeConfig:
 
     @property
     def effective_saliency(self) -> str:
-        """The score in use once "auto" is resolved."""
-        if self.saliency != "auto":
-            return self.saliency
-        return "query" if self.query_visible or self.hint not in checks.NO_HINT else "entropy"
+        """The score in use once "auto" and the delivery are resolved."""
+        blind = "leverage" if self.delivery == "native" else "entropy"
+        looks = self.query_visible or self.hint not in checks.NO_HINT
+        return self.saliency if self.saliency != "auto" else "query" if looks else blind
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`from_dict` reads it back."""

@@ -26,6 +26,7 @@ from qm_vllm.compress import (
 )
 from qm_vllm.compress.head_choice import LOOKING_UP_SHARE
 from qm_vllm.compress.head_habits import LOOKING_UP
+from qm_vllm.compress.leverage import RIDGE
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
 
 
@@ -171,16 +172,24 @@ class NativeReference:
             hint: ids behind the prompt whose attention counts, and whose own positions do not;
                 alone if the query is not visible.
         """
-        config, count = QuickMergeConfig(**{"head_share": 0.0, **options}), len(ids)
+        given = {"head_share": 0.0, "delivery": "native", **options}
+        config, count = QuickMergeConfig(**given), len(ids)
         rows = Rows()
         logits = self._step(rows, [*ids, *hint], 0)
         depth = encoder_depth(config, len(rows.keys))
         whole = [layer for layer in range(depth) if not rows.windows[layer]]
         whole = whole[-window_layers(config, len(rows.keys)):]
         age = torch.arange(1, count + 1) / count
-        last = WINDOW_QUERIES if config.query_visible else len(hint)
-        seen = [QueryAttention.of(rows.weights[layer][:, -last:, :count]) for layer in whole]
-        evidence = Evidence(count, attention=seen or [QueryAttention(age, age, age.square())])
+        evidence = Evidence(
+            count, attention=[QueryAttention(age, age, age.square())], leverage=age
+        )
+        if whole and not config.query_visible and not hint:
+            evidence.leverage = self._standing_out(rows, count)
+        elif whole:
+            last = WINDOW_QUERIES if config.query_visible else len(hint)
+            evidence.attention = [
+                QueryAttention.of(rows.weights[layer][:, -last:, :count]) for layer in whole
+            ]
         protected = protected_positions(
             config, count, special=[i for i, one in enumerate(ids) if one in special]
         )
@@ -198,23 +207,43 @@ class NativeReference:
 
     def _of_heads(self, rows: Rows, choice: Choice, share: float) -> dict[int, OwnChoice]:
         """What each layer that sees all positions chooses by, in float64, one head at a time."""
-        count = len(choice.order)
+        habits, places, looking_up = self._habits(len(choice.order))
+        found = {}
+        for layer, heads in looking_up.items():
+            shares = [min(share, LOOKING_UP_SHARE) if one else share for one in heads]
+            queries = habits.queries[layer][:, places]
+            found[layer] = OwnChoice(self._places(rows, layer, queries, choice, shares))
+        return found
+
+    def _habits(self, count: int) -> tuple[Rows, list[int], dict[int, list[bool]]]:
+        """A run read twice behind so many tokens, which of its queries stand for any, and which KV
+        heads of the layers that see all positions look things up."""
         vocabulary = self.model.config.get_text_config().vocab_size
         ids, habits = run_twice(vocabulary), Rows()
         places = list(kept_places(len(ids) // 2))
         # Read where its queries are wanted: behind the prompt. Distances are all that RoPE sees.
         self._step(habits, ids, count - places[0])
-        whole = [layer for layer in rows.keys if not rows.windows[layer]]
+        whole = [layer for layer in habits.keys if not habits.windows[layer]]
         back = {layer: self._looks_back(habits, layer) for layer in whole}
         every = sorted((one for heads in back.values() for one in heads), reverse=True)
         least = every[max(1, round(len(every) / LOOKING_UP)) - 1]
-        found = {}
-        for layer in whole:
-            shares = [min(share, LOOKING_UP_SHARE) if one >= least else share
-                      for one in back[layer]]
-            queries = habits.queries[layer][:, places]
-            found[layer] = OwnChoice(self._places(rows, layer, queries, choice, shares))
-        return found
+        return habits, places, {
+            layer: [one >= least for one in heads] for layer, heads in back.items()
+        }
+
+    def _standing_out(self, rows: Rows, count: int) -> torch.Tensor:
+        """What least squares over a head's keys cannot tell of each, in float64."""
+        total = torch.zeros(count, dtype=torch.float64)
+        for layer, heads in self._habits(count)[2].items():
+            for head in (i for i, one in enumerate(heads) if one):
+                keys = rows.keys[layer][0, head, :count].double()
+                keys = keys - keys.mean(0)
+                gram = keys.T @ keys
+                gram += RIDGE * gram.trace() / len(gram) * torch.eye(len(gram))
+                own = (keys * torch.linalg.solve(gram, keys.T).T).sum(1)
+                own *= rows.values[layer][0, head, :count].double().norm(dim=1)
+                total += (own - own.mean()) / own.std(unbiased=False)
+        return total.float()
 
     def _looks_back(self, habits: Rows, layer: int) -> list[float]:
         """The share of its attention that each KV head of a run read twice pays to its first

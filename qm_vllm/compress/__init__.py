@@ -33,6 +33,7 @@ from qm_vllm.compress.head_habits import (
     looks_back,
     run_twice,
 )
+from qm_vllm.compress.leverage import leverage, standing_out
 from qm_vllm.compress.merge import MAX_DROPPED_SHARE, merge_states, token_masses
 from qm_vllm.compress.normalize import absolute, average_rank, min_max
 from qm_vllm.compress.pipeline import Compressed, compress, finish
@@ -68,6 +69,7 @@ __all__ = [
     "keep_order",
     "kept_places",
     "least_look_back",
+    "leverage",
     "looks_back",
     "merge_states",
     "min_max",
@@ -85,6 +87,7 @@ __all__ = [
     "sizes_between",
     "smallest_within",
     "soft_merge",
+    "standing_out",
     "token_masses",
     "window_attention",
     "window_weights",

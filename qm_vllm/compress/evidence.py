@@ -12,7 +12,7 @@ from qm_vllm.compress.entropy import attention_entropy
 from qm_vllm.compress.normalize import absolute
 from qm_vllm.compress.query_attention import QueryAttention
 
-KINDS = frozenset({"entropy", "incoming", "norm", "attention"})
+KINDS = frozenset({"entropy", "incoming", "norm", "attention", "leverage"})
 """Kinds of evidence that a saliency may ask for."""
 ROWS = 1024
 """Rows of the states that are widened at once for their norms."""
@@ -28,6 +28,8 @@ class Evidence:
         incoming: per score layer, [N] float32: entropy of the incoming attention, in nats.
         norms: [N] float32: L2 norms of the states at the encoder's exit.
         attention: per window layer from low to high, what the last positions look at.
+        leverage: [N] float32: how much keys stand out in heads that look things up
+            (:func:`~qm_vllm.compress.leverage.standing_out`).
     """
 
     num_tokens: int
@@ -35,6 +37,7 @@ class Evidence:
     incoming: list[Tensor] = field(default_factory=list)
     norms: Tensor | None = None
     attention: list[QueryAttention] = field(default_factory=list)
+    leverage: Tensor | None = None
 
     @classmethod
     def from_states(
@@ -45,6 +48,7 @@ class Evidence:
         logit_scale: float,
         needs: Collection[str],
         attention: Sequence[Tensor] = (),
+        leverage: Tensor | None = None,
     ) -> Evidence:
         """Gather evidence from plain tensors.
 
@@ -55,6 +59,7 @@ class Evidence:
             needs: what to compute, a subset of :data:`KINDS`.
             attention: per window layer, [H, W, N]: the causal softmax attention of each head
                 from the last W positions, which states alone cannot give.
+            leverage: [N], which needs the keys of all layers.
 
         Raises:
             ValueError: needs holds an unknown kind, or shapes disagree.
@@ -73,7 +78,10 @@ class Evidence:
                 raise ValueError(
                     f"attention must each be [H, W, {count}], not {list(weights.shape)}"
                 )
-        result = cls(count, attention=[QueryAttention.of(weights) for weights in attention])
+        if leverage is not None and leverage.shape != (count,):
+            raise ValueError(f"leverage must be [{count}], not {list(leverage.shape)}")
+        seen = [QueryAttention.of(weights) for weights in attention]
+        result = cls(count, attention=seen, leverage=leverage)
         for layer in layer_states:
             result.observe_layer(layer, logit_scale, needs)
         if "norm" in needs:
@@ -104,6 +112,7 @@ class Evidence:
             "incoming": bool(self.incoming),
             "norm": self.norms is not None,
             "attention": bool(self.attention),
+            "leverage": self.leverage is not None,
         }[kind]
         if not present:
             raise ValueError(f"saliency {saliency!r} needs {kind} evidence: {_HOW[kind]}")
@@ -116,6 +125,8 @@ _HOW = {
     "norm": "fill Evidence.norms with the L2 norms of the states",
     "attention": "pass attention, the weights [H, W, N] of the last W positions, one "
     "tensor a window layer; or choose a query-blind saliency such as 'entropy'",
+    "leverage": "pass leverage [N], the sum of standing_out() over layers, which the engine knows "
+    "of a prompt that vLLM prefills (delivery='native')",
 }
 
 

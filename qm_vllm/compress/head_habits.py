@@ -12,6 +12,7 @@ each prompt; that any prompt can be served with the same ones is ours (docs/deci
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,6 +39,11 @@ class HeadHabits:
     queries: Tensor
     place: int
     looks_up: Tensor
+
+    @cached_property
+    def finders(self) -> Tensor:
+        """The KV heads that look things up: int64 [F], on the device, read back once."""
+        return self.looks_up.nonzero().flatten()
 
 
 def run_twice(vocabulary: int, most: int = 2 * RUN) -> list[int]:

@@ -107,6 +107,7 @@ def compress(
     layer_states: Sequence[Tensor] | None = None,
     attention: Sequence[Tensor] = (),
     values: Sequence[Tensor] = (),
+    leverage: Tensor | None = None,
     token_ids: Sequence[int] | Sequence[Sequence[int]] | Tensor | None = None,
     special_ids: frozenset[int] = frozenset(),
     lengths: Sequence[int] | Tensor | None = None,
@@ -120,13 +121,15 @@ def compress(
     Args:
         states: [N, D], or [B, N, D] padded on the right.
         config: saliency "auto" means "query" if attention is given and the query may be seen,
-            else "entropy".
+            else "leverage" if that is given, else "entropy".
         layer_states: per score layer, the states that entropies are taken from, with the
             leading shape of states. Default: the states themselves.
         attention: per window layer from low to high, [H, W, N] or [B, H, W, N]: the attention
             of each head from the prompt's last W positions, rows in prompt order.
         values: per window layer, [KVH, N, d] or [B, KVH, N, d]: the values that this attention
             reads; for max_error.
+        leverage: [N] or [B, N]: how much each token's keys stand out, the sum over layers of
+            :func:`~qm_vllm.compress.leverage.standing_out`.
         token_ids: [N] or [B, N], for the protection of special tokens.
         special_ids: ids of the special tokens.
         lengths: [B], the true length of each prompt of a batch; default N. What lies beyond
@@ -146,7 +149,7 @@ def compress(
             raise ValueError("lengths belong to a batch [B, N, D]; cut a single prompt yourself")
         ids = None if token_ids is None else torch.as_tensor(token_ids)
         return _compress_one(
-            states, config, layers, tuple(attention), tuple(values), ids, special_ids
+            states, config, layers, tuple(attention), tuple(values), leverage, ids, special_ids
         )
     if states.ndim != 3:
         raise ValueError(f"states must be [N, D] or [B, N, D], not {list(states.shape)}")
@@ -161,6 +164,7 @@ def compress(
             tuple(layer[row, :size] for layer in layers),
             tuple(weights[row, ..., :size] for weights in attention),
             tuple(layer[row, :, :size] for layer in values),
+            None if leverage is None else leverage[row, :size],
             None if token_ids is None else torch.as_tensor(token_ids[row])[:size],
             special_ids,
         )
@@ -174,19 +178,22 @@ def _compress_one(
     layers: tuple[Tensor, ...],
     attention: tuple[Tensor, ...],
     values: tuple[Tensor, ...],
+    leverage: Tensor | None,
     token_ids: Tensor | None,
     special_ids: frozenset[int],
 ) -> Compressed:
     check_states(states)
     for name, tensors in (
         ("states", (states,)), ("layer_states", layers), ("attention", attention),
-        ("values", values),
+        ("values", values), ("leverage", () if leverage is None else (leverage,)),
     ):
         if not all(_finite(tensor) for tensor in tensors):
             raise ValueError(f"{name} hold NaN or infinity; the prompt cannot be scored")
     count = states.shape[0]
-    if config.saliency == "auto" and not attention:
-        config = replace(config, saliency="entropy")
+    if config.saliency == "auto":
+        looks = attention and config.effective_saliency == "query"
+        blind = "entropy" if leverage is None else "leverage"
+        config = replace(config, saliency="query" if looks else blind)
     protected = protected_mask(config, token_ids, count, special_ids)
     if keeps_all(config, count, int(protected.sum())):
         return _untouched(states)
@@ -196,7 +203,8 @@ def _compress_one(
             raise ValueError("max_error needs the attention and the values of the same layers")
         errors = partial(_errors, attention, values)
     evidence = Evidence.from_states(
-        states, layers, logit_scale=config.logit_scale, needs=needs(config), attention=attention
+        states, layers, logit_scale=config.logit_scale, needs=needs(config), attention=attention,
+        leverage=leverage,
     )
     choice = choose(evidence, config, protected=protected, errors=errors)
     if choice.k == count:

@@ -56,17 +56,24 @@ def chosen(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("hint", [(), tuple(random_prompt(20, 5))], ids=["alone", "with a hint"])
-def test_heads_keep_what_they_look_at(live, reference, chosen, hint):
+HINT = tuple(random_prompt(20, 5))
+
+
+@pytest.mark.parametrize(("hint", "visible"), [((), True), (HINT, True), ((), False)],
+                         ids=["alone", "with a hint", "blind"])
+def test_heads_keep_what_they_look_at(live, reference, chosen, hint, visible):
     for ids in PROMPTS:
         chosen.clear()
-        params = greedy(TOKENS, details=True, hint=text_of(hint), **OPTIONS)
+        params = greedy(
+            TOKENS, details=True, hint=text_of(hint), query_visible=visible, **OPTIONS
+        )
         params.logprobs = 0
         (out,) = live.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
         report = out.kv_transfer_params["quickmerge"]
         assert report["status"] == "compressed", report
+        assert report["saliency"] == ("query" if visible else "leverage")
         ask = {"block_size": BLOCK, "max_tokens": TOKENS, "special": (0, 1, 2), "hint": hint,
-               **OPTIONS}
+               "query_visible": visible, **OPTIONS}
         want = reference.generate(ids, **ask)
         assert len(chosen) == len(want.heads) > 0
         own, differ = {}, 0
@@ -82,6 +89,20 @@ def test_heads_keep_what_they_look_at(live, reference, chosen, hint):
                 )
         assert differ <= len(own)  # such pairs are rare
         want = reference.generate(ids, own=own, **ask)
+        want.check(out.outputs[0], 1)
+
+
+def test_where_nothing_may_look_what_stands_out_stays(live, reference):
+    options = {"ratio": 0.4, "head_share": 0.0, "query_visible": False}
+    for ids in PROMPTS:
+        params = greedy(TOKENS, details=True, **options)
+        params.logprobs = 0
+        (out,) = live.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
+        found = out.kv_transfer_params["quickmerge"]["details"]["kept_indices"]
+        want = reference.generate(
+            ids, block_size=BLOCK, max_tokens=TOKENS, special=(0, 1, 2), **options
+        ).of(found)
+        assert found == want.kept
         want.check(out.outputs[0], 1)
 
 

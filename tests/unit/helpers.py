@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,14 @@ def attention(n: int, window: int = 32, layers: int = 2, seed: int = 0) -> list[
         future = torch.arange(n)[None] > torch.arange(n - rows, n)[:, None]
         result.append(logits.masked_fill(future, -torch.inf).softmax(-1))
     return result
+
+
+def seen(n: int, window: int = 32, seed: int = 0) -> dict[str, Any]:
+    """What the scores need besides states, for any of them."""
+    made = torch.Generator().manual_seed(seed + 2)
+    return {
+        "attention": attention(n, window, seed=seed), "leverage": torch.randn(n, generator=made),
+    }
 
 
 def reference_entropy(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def evidence(n: int, config: QuickMergeConfig) -> Evidence:
     x = helpers.states(n)
     return Evidence.from_states(
         x, [x], logit_scale=config.logit_scale, needs=needs(config),
-        attention=helpers.attention(n),
+        **helpers.seen(n),
     )
 
 

@@ -152,7 +152,7 @@ def test_a_hint_is_a_short_text_and_an_empty_one_is_none():
     assert refused(hint=7) == "hint=7 must be a text"
 
 
-@pytest.mark.parametrize("saliency", ["entropy", "norm", "ned"])
+@pytest.mark.parametrize("saliency", ["leverage", "entropy", "norm", "ned"])
 def test_a_hint_needs_a_score_that_looks(saliency):
     assert refused(hint="Who?", saliency=saliency).startswith("hint needs saliency='query'")
     assert QuickMergeConfig(hint="", saliency=saliency).hint == ""
@@ -162,6 +162,10 @@ def test_effective_saliency():
     assert QuickMergeConfig(query_visible=False, hint="Who?").effective_saliency == "query"
     assert QuickMergeConfig().effective_saliency == "query"
     assert QuickMergeConfig(query_visible=False).effective_saliency == "entropy"
+    native = QuickMergeConfig(query_visible=False, delivery="native")
+    assert native.effective_saliency == "leverage"
+    assert native.override({"hint": "Who?"}).effective_saliency == "query"
+    assert native.override({"query_visible": True}).effective_saliency == "query"
     assert QuickMergeConfig(saliency="ned").effective_saliency == "ned"
 
 

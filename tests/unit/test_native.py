@@ -121,7 +121,7 @@ def test_window_weights_are_causal_softmax(at_once, cap):
 
 
 @pytest.mark.parametrize(("options", "word"), [
-    ({"query_visible": False}, "states"), ({"saliency": "norm"}, "states"),
+    ({"saliency": "entropy"}, "states"), ({"saliency": "norm"}, "states"),
     ({"alpha": 0.4}, "alpha"), ({"max_error": 0.1}, "max_error"),
     ({"positions": "compact"}, "positions"),
 ])
@@ -132,6 +132,24 @@ def test_what_needs_states_is_refused_with_a_sentence(options, word):
     report = engine.side.finished("r", 20)
     assert report["status"] == "untouched"
     assert word in report["reason"]
+
+
+@pytest.mark.parametrize("delivery", ["inject", "prefill"])
+def test_what_needs_all_keys_is_refused_elsewhere_with_a_sentence(delivery):
+    engine = Engine()
+    engine.add("r", delivery=delivery, saliency="leverage")
+    reason = engine.side.finished("r", 20)["reason"]
+    assert 'saliency="leverage" needs delivery="native"' in reason
+
+
+@pytest.mark.parametrize(("first", "delivery"), [(True, "native"), (False, "inject")])
+def test_a_short_prompt_that_nothing_looks_at_may_cost_a_step(first, delivery):
+    engine = Engine(QuickMergeConfig(ratio=0.4))
+    engine.side.bind_shadows(object())
+    engine.add("r", ids=list(range(400)), query_visible=False)
+    arrival = replace(engine.side.tracked["r"].arrival, first=first)
+    made = plan_or_reason(arrival, engine.side.config, engine.side.facts, engine.side.room)
+    assert made.config.delivery == delivery
 
 
 @pytest.mark.parametrize(("why", "facts", "bound"), [
@@ -156,14 +174,21 @@ def test_a_prompt_that_does_not_fit_beside_its_result_is_refused():
 @pytest.mark.parametrize(("tokens", "facts", "options", "delivery"), [
     (1200, {}, {}, "native"), (1023, {}, {}, "inject"), (1024, {}, {}, "native"),
     (1200, {"prefix_caching": False}, {}, "inject"),
-    (1200, {}, {"query_visible": False}, "inject"),
+    (1200, {}, {"query_visible": False}, "native"),
+    (1200, {"prefix_caching": False}, {"query_visible": False}, "native"),
+    (400, {}, {"query_visible": False}, "inject"),
+    (1200, {"no_native": "recurrent"}, {"query_visible": False}, "inject"),
+    (1200, {}, {"saliency": "leverage"}, "native"),
+    (1200, {"no_native": "recurrent"}, {"saliency": "leverage"}, None),
+    (1200, {}, {"saliency": "entropy"}, "inject"),
     (1200, {}, {"max_error": 0.2}, "inject"),
     (1200, {"no_native": "recurrent"}, {}, "inject"),
     (1200, {"no_inject": "no adapter"}, {}, "native"),
     (1200, {"prefix_caching": False, "encode_from": 1201}, {}, "native"),
     (1200, {"prefix_caching": False, "encode_from": 1200}, {}, "inject"),
     (1200, {"encode_from": 1201, "no_native": "recurrent"}, {}, "inject"),
-    (1200, {"no_inject": "no adapter"}, {"query_visible": False}, None),
+    (1200, {"no_inject": "no adapter"}, {"query_visible": False}, "native"),
+    (1200, {"no_inject": "no adapter"}, {"saliency": "entropy"}, None),
     (1200, {"no_inject": "no adapter", "no_native": "recurrent"}, {}, None),
 ])
 def test_auto_is_decided_by_the_prompt_and_the_engine(tokens, facts, options, delivery):

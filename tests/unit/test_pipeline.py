@@ -46,11 +46,11 @@ def test_every_combination_of_methods(saliency, grouping, merge):
         saliency=saliency, grouping=grouping, merge=merge, ratio=0.5, protect_ranges=((20, 25),)
     )
     before = x.clone()
-    result = compress(x, config, attention=helpers.attention(150))
+    result = compress(x, config, **helpers.seen(150))
     assert torch.equal(x, before)
     assert result.num_kept == 75
     assert_valid(result, x, [*range(4), *range(118, 150), *range(20, 25)])
-    assert_same(result, compress(x, config, attention=helpers.attention(150)))
+    assert_same(result, compress(x, config, **helpers.seen(150)))
     if merge == "select":
         assert torch.equal(result.states, x[result.kept])
 
@@ -71,14 +71,14 @@ def test_any_prompt_and_budget(data):
         min_kept=low, protect_first=first, protect_last=last,
     )
     x = helpers.states(n, 6, dtype=dtype)
-    result = compress(x, config, attention=helpers.attention(n))
+    result = compress(x, config, **helpers.seen(n))
     protected = [i for i in range(n) if i < first or i >= n - last]
     assert_valid(result, x, protected)
     assert result.num_kept <= min(n, config.max_kept or n)
     assert result.num_kept >= min(n, max(low, len(protected)))
     if result.untouched:
         assert torch.equal(result.states, x)
-    assert_same(result, compress(x, config, attention=helpers.attention(n)))
+    assert_same(result, compress(x, config, **helpers.seen(n)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -89,20 +89,24 @@ def test_ragged_batch_equals_single_prompts(saliency, dtype):
     x = torch.full((4, 120, 12), float("nan"), dtype=dtype)
     layer = torch.full((4, 120, 8), float("nan"), dtype=dtype)
     attention = [torch.full((4, 3, 16, 120), float("nan")) for _ in range(2)]
+    leverage = torch.full((4, 120), float("nan"))
     ids = torch.randint(0, 9, (4, 120), generator=torch.Generator().manual_seed(0))
     for row, size in enumerate(lengths):
         x[row, :size] = helpers.states(size, 12, row, dtype)
         layer[row, :size] = helpers.states(size, 8, row + 50, dtype)
-        for weights, paid in zip(attention, helpers.attention(size, 16, seed=row), strict=True):
+        seen = helpers.seen(size, 16, row)
+        leverage[row, :size] = seen["leverage"]
+        for weights, paid in zip(attention, seen["attention"], strict=True):
             weights[row, :, :, :size] = paid.mean(1, keepdim=True) if size < 16 else paid
     together = compress(
-        x, config, layer_states=[layer], attention=attention, token_ids=ids,
+        x, config, layer_states=[layer], attention=attention, leverage=leverage, token_ids=ids,
         special_ids=frozenset({3}), lengths=torch.tensor(lengths),
     )
     for row, size in enumerate(lengths):
         alone = compress(
             x[row, :size].clone(), config, layer_states=[layer[row, :size].clone()],
             attention=[weights[row, :, :, :size].clone() for weights in attention],
+            leverage=leverage[row, :size].clone(),
             token_ids=ids[row, :size].tolist(), special_ids=frozenset({3}),
         )
         assert_same(together[row], alone)
@@ -138,10 +142,10 @@ def test_equal_tokens_keep_the_first_ones(saliency, grouping, merge, value):
     config = QuickMergeConfig(
         saliency=saliency, grouping=grouping, merge=merge, ratio=0.8, protect_first=0
     )
-    result = compress(x, config, attention=attention)
+    result = compress(x, config, attention=attention, leverage=torch.full((100,), value))
     assert_valid(result, x)
     assert torch.allclose(result.states, torch.full((80, 4), value))
-    if saliency in ("entropy", "norm", "ned"):
+    if saliency in ("entropy", "norm", "ned", "leverage"):
         assert result.kept.tolist() == [*range(48), *range(68, 100)]
 
 
@@ -158,6 +162,19 @@ def test_auto_without_attention_is_entropy_and_query_says_what_it_needs():
     assert_same(compress(x, blind, attention=helpers.attention(100)), entropy)
     with pytest.raises(ValueError, match="'query' needs attention evidence: pass attention"):
         compress(x, QuickMergeConfig(saliency="query", ratio=0.8))
+
+
+def test_auto_that_may_not_look_takes_leverage_where_it_is_known():
+    x, seen = helpers.states(100), helpers.seen(100)
+    for config, chosen in (
+        (QuickMergeConfig(ratio=0.8), "query"),
+        (QuickMergeConfig(ratio=0.8, query_visible=False), "leverage"),
+        (QuickMergeConfig(ratio=0.8, query_visible=False, hint="a word"), "query"),
+    ):
+        named = QuickMergeConfig(ratio=0.8, saliency=chosen)
+        assert_same(compress(x, config, **seen), compress(x, named, **seen))
+    alone = compress(x, QuickMergeConfig(ratio=0.8), leverage=seen["leverage"])
+    assert_same(alone, compress(x, QuickMergeConfig(ratio=0.8, saliency="leverage"), **seen))
 
 
 def test_alpha_keeps_the_sharp_tokens():
@@ -193,6 +210,8 @@ X = helpers.states(100)
         (lambda c: compress(X, c, layer_states=[X * math.nan]), "layer_states hold NaN"),
         (lambda c: compress(X, c, layer_states=[X[1:]]), "layer_states must"),
         (lambda c: compress(X, c, attention=[torch.ones(1, 3, 9)]), "attention must"),
+        (lambda c: compress(X, c, leverage=torch.ones(9)), r"leverage must be \[100\]"),
+        (lambda c: compress(X, c, leverage=torch.ones(100) / 0), "leverage hold NaN or inf"),
         (lambda c: compress(X, c, token_ids=[1, 2]), "token_ids has 2"),
         (lambda c: compress(X, c, lengths=[100]), "lengths belong to a batch"),
         (lambda c: compress(X[None], c, lengths=[101]), "lengths must be 1"),

@@ -30,7 +30,7 @@ def evidence(n: int, seed: int = 0) -> Evidence:
     x = helpers.states(n, seed=seed)
     return Evidence.from_states(
         x, [x, x.roll(1, 1) + 1], logit_scale=24.0, needs=KINDS,
-        attention=helpers.attention(n, seed=seed),
+        **helpers.seen(n, seed=seed),
     )
 
 
@@ -80,8 +80,8 @@ def test_needs_are_enough_and_each_is_necessary(method):
     config = QuickMergeConfig(saliency=method)
     wanted = needs(config)
     assert wanted <= KINDS
-    attention = helpers.attention(50) if "attention" in wanted else ()
-    exact = Evidence.from_states(x, [x], logit_scale=24.0, needs=wanted, attention=attention)
+    seen = {kind: value for kind, value in helpers.seen(50).items() if kind in wanted}
+    exact = Evidence.from_states(x, [x], logit_scale=24.0, needs=wanted, **seen)
     score_tokens(exact, config)
     with pytest.raises(ValueError, match=f"{method}.* needs .*pass|fill"):
         score_tokens(Evidence(50), config)
@@ -91,9 +91,9 @@ def test_needs_are_enough_and_each_is_necessary(method):
 @pytest.mark.parametrize("method", helpers.METHODS)
 def test_a_score_of_evidence_that_is_not_finite_is_not_finite(method, bad):
     """So that whoever reads the scores sees it: a rank of NaN would look like any other."""
-    x, attention = helpers.states(100), helpers.attention(100)
-    x[50] = attention[0][:, :, 50] = bad
-    broken = Evidence.from_states(x, [x], logit_scale=24.0, needs=KINDS, attention=attention)
+    x, seen = helpers.states(100), helpers.seen(100)
+    x[50] = seen["attention"][0][:, :, 50] = seen["leverage"][50] = bad
+    broken = Evidence.from_states(x, [x], logit_scale=24.0, needs=KINDS, **seen)
     scores = score_tokens(broken, QuickMergeConfig(saliency=method, protect_last=8))
     assert not bool(torch.isfinite(scores).all())
 
@@ -101,6 +101,10 @@ def test_a_score_of_evidence_that_is_not_finite_is_not_finite(method, bad):
 def test_auto_follows_query_visible_and_alpha_adds_entropy():
     assert needs(QuickMergeConfig()) == {"attention"}
     assert needs(QuickMergeConfig(query_visible=False)) == {"entropy"}
+    assert needs(QuickMergeConfig(query_visible=False, delivery="native")) == {"leverage"}
+    assert needs(QuickMergeConfig(query_visible=False, delivery="native", hint="x")) == {
+        "attention"
+    }
     assert needs(QuickMergeConfig(saliency="norm", alpha=0.4)) == {"norm", "entropy"}
 
 
@@ -212,6 +216,7 @@ def test_norm_and_ned():
         ({"needs": {"colour"}}, "colour"),
         ({"layer_states": [torch.ones(4, 2)]}, "layer_states"),
         ({"attention": [torch.ones(1, 2, 4)]}, "attention"),
+        ({"leverage": torch.ones(4)}, "leverage"),
     ],
 )
 def test_bad_evidence_is_named(kwargs, words):

@@ -88,9 +88,8 @@ def compress(heads: Heads | None, request: Request) -> CompressedContext:
     """KV of all layers at the positions of the one choice, or of the heads' own."""
     if request.k >= request.tokens:
         return keep_entries(request, torch.arange(request.tokens))
-    config = calibrated(
-        QuickMergeConfig().override(options_of("quickmerge", request)), request.decoder.config
-    )
+    options = options_of("quickmerge", request) | {"delivery": "native"}
+    config = calibrated(QuickMergeConfig().override(options), request.decoder.config)
     protected = protected_positions(config, request.tokens, special=request.special)
     evidence = evidence_of(request, config)
     choice = choose(evidence, config, protected=protected, k=request.k)
@@ -115,7 +114,10 @@ def compress(heads: Heads | None, request: Request) -> CompressedContext:
 def method(name: str) -> Method:
     """A variant as a method of the bench."""
     heads = VARIANTS[name]
-    text = "KV of all layers of the full prefill at the positions that `query` chooses"
+    text = (
+        "KV of all layers of the full prefill at the positions that `query` chooses, blind "
+        "`leverage`"
+    )
     if heads is not None:
         text += (
             f", {heads.share:g} of K behind the protected tokens for each KV head's own "

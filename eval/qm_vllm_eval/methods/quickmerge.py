@@ -23,6 +23,7 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.layers import WINDOW_QUERIES, resolve_layers, window_layers
 from qm_vllm.option_checks import NO_HINT
 from qm_vllm_eval.methods.base import Method, Request, run_again
+from qm_vllm_eval.reference.habits import habits_of
 from qm_vllm_eval.reference.reader import CompressedContext
 
 FEWEST_FOR_SPECIAL = 40
@@ -76,7 +77,7 @@ def options_of(name: str, request: Request) -> dict[str, Any]:
 
 
 def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
-    """What the score of ``config`` needs, from the lower layers.
+    """What the score of ``config`` needs.
 
     Each part is computed once for all ratios and variants of a prompt.
     """
@@ -110,6 +111,9 @@ def evidence_of(request: Request, config: QuickMergeConfig) -> Evidence:
             request.once(("attention", layer, hint is None), partial(window, layer))
             for layer in range(max(0, depth - count), depth)
         ]
+    if "leverage" in wanted:
+        habits = habits_of(request.decoder)
+        evidence.leverage = request.once("leverage", lambda: habits.standing_out(prefill))
     evidence.norms = request.once(("norms", depth), lambda: row_norms(prefill.states[depth]).cpu())
     return evidence
 

@@ -8,7 +8,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from qm_vllm.compress import kept_places, least_look_back, looks_back, run_twice
+from qm_vllm.compress import (
+    kept_places,
+    least_look_back,
+    looks_back,
+    run_twice,
+    standing_out,
+)
 from qm_vllm_eval.reference.decoder import Decoder
 from qm_vllm_eval.reference.prefill import Prefill
 
@@ -31,6 +37,16 @@ class Habits:
     def queries_at(self, decoder: Decoder, layer: int, position: int) -> Tensor:
         """[W, H, d], rotated, the first of them at this position."""
         return decoder.place(self.queries[layer], self.steps + position).transpose(0, 1)
+
+    def standing_out(self, prefill: Prefill) -> Tensor:
+        """What stands out among the keys of heads that look things up: [N] float32 on the CPU."""
+        every, total = torch.arange(len(prefill)), torch.zeros(len(prefill))
+        for layer, looks_up in enumerate(self.looks_up):
+            finders = looks_up.nonzero().flatten()
+            if len(finders):
+                keys = prefill.keys_at(layer, every, every).transpose(0, 1)
+                total += standing_out(keys, prefill.values[layer].transpose(0, 1), finders).cpu()
+        return total
 
 
 def habits_of(decoder: Decoder) -> Habits:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from qm_vllm.compress.evidence import Evidence
-from qm_vllm.compress.saliency import entropy, ned, norm, query
+from qm_vllm.compress.saliency import entropy, leverage, ned, norm, query
 from qm_vllm.compress.saliency.base import Score
 from qm_vllm.config import ConfigError, QuickMergeConfig
 
@@ -21,6 +21,7 @@ SALIENCIES: dict[str, Score] = {
     for one in (
         query.SCORE,
         entropy.SCORE,
+        leverage.SCORE,
         norm.SCORE,
         ned.SCORE,
     )

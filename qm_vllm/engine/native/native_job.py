@@ -18,17 +18,17 @@ import torch
 from qm_vllm.compress import (
     Choice,
     Evidence,
-    QueryAttention,
     choose,
     choose_for_heads,
+    needs,
     scores_of_heads,
-    window_attention,
 )
 from qm_vllm.compress.head_choice import LOOKING_UP_SHARE
 from qm_vllm.config import ConfigError
-from qm_vllm.engine.agreement import OtherRankFailed, over_ranks, together
+from qm_vllm.engine.agreement import OtherRankFailed, together
 from qm_vllm.engine.memory import AT_ONCE, most_kept
 from qm_vllm.engine.messages import JobResult, JobSpec
+from qm_vllm.engine.native import prompt_evidence
 from qm_vllm.engine.native.blocks import first_block, split
 from qm_vllm.engine.native.layers import NativeLayer
 from qm_vllm.engine.stopwatch import Stopwatch
@@ -78,7 +78,8 @@ class NativeJob:
         below = {one.layer.name for one in layers[: spec.encoder_layers]}
         count = window_layers(spec.config, len(layers))
         self.scored = frozenset([name for name in whole if name in below][-count:])
-        self.watched = self.scored if spec.looks else frozenset()
+        looks = spec.looks and "attention" in needs(spec.config)
+        self.watched = self.scored if looks else frozenset()
 
     def see(self, name: str, rows: torch.Tensor, start: int) -> None:
         """Keep what a step computed of the last queries.
@@ -169,27 +170,20 @@ class NativeJob:
         return upload(torch.tensor(list(blocks), dtype=torch.long), self.device)
 
     def _evidence(self, source: Sequence[torch.Tensor]) -> Evidence:
-        """What the last queries see of the prompt, over heads of scored layers and all ranks."""
         count, rows = len(self.spec.token_ids), self.spec.rows
-        if not self.scored:  # all layers have sliding windows: the newest stay in any case
-            age = torch.arange(1, count + 1, device=self.device) / count
-            return Evidence(count, attention=[QueryAttention(age, age, age.square())])
+        if not self.scored:
+            return prompt_evidence.of_age(count, self.device)
+        if "leverage" in needs(self.spec.config):
+            return prompt_evidence.of_keys(self.layers, self.cache, source, count, self.device)
         missing = [name for name in self.watched if self._seen.get(name) != rows]
         if missing:
             raise RuntimeError(
                 f"the queries of the prompt's end were not seen in {min(missing)}: a step ran "
                 "inside a CUDA graph"
             )
-        seen = []
-        for one in self.layers:
-            attn = one.layer.attn
-            if attn.name in self.scored:
-                keys = self.cache.keys(one.layer.module, source[one.layer.group], rows)
-                look = window_attention(
-                    self.queries[attn.name], keys, attn.scale, AT_ONCE, attn.soft_cap
-                )
-                seen.append(look.of_rows(slice(count)))
-        return Evidence(count, attention=[over_ranks(seen)])
+        return prompt_evidence.of_queries(
+            self.queries, self.layers, self.cache, source, count, rows
+        )
 
     def _choose(self, evidence: Evidence) -> Choice:
         spec = self.spec

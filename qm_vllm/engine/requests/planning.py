@@ -28,6 +28,8 @@ from qm_vllm_patches.requests import Arrival
 
 logger = get_logger(__name__)
 
+NATIVE_EVIDENCE = frozenset({"attention", "leverage"})
+"""What is known of a prompt that vLLM prefills."""
 NATIVE_FROM = 1024
 """Tokens of the shortest prompt for which one more step of the engine does not count."""
 
@@ -78,6 +80,12 @@ def plan_request(
         if facts.beyond(arrival.tokens):
             problem = problem or f"vLLM reads no more than max_model_len={facts.max_model_len}"
         _refuse_native(config, problem)
+    elif "leverage" in needs(config):
+        raise Untouched(
+            "invalid_option",
+            'invalid option: saliency="leverage" needs delivery="native": the keys of all layers '
+            "are known of a prompt that vLLM prefills alone",
+        )
     try:
         return _planned(arrival, resolve_hint(config, arrival.schema, facts), facts, room)
     except Untouched as why:
@@ -166,20 +174,25 @@ def _delivery(
     question on a document, finds what it computed, and no encoder is as fast as that. Else the
     encoder, where it runs and is faster: it saves work. Else vLLM prefills the prompt; a request
     that cannot get its first token from that takes one more step than without us, so its prompt
-    must not be short. With a hint none can: the prefill ends with the hint's last token. The
-    request alone decides, not what was served before: equal prompts keep equal tokens.
+    must not be short. With a hint none can: the prefill ends with the hint's last token. Where
+    nothing may look, the keys of all layers choose far better than the encoder's entropy, so that
+    costs a short prompt its one more step, too. The request alone decides, not what was served
+    before: equal prompts keep equal tokens.
     """
     tokens = arrival.tokens
     if facts.beyond(tokens):
         return "inject"
     plain = arrival.lora is None and not arrival.media
     inject = facts.no_inject is None and room.no_inject is None and plain
-    native = not (facts.no_native or room.no_native) and needs(config) == {"attention"}
+    wanted = needs(replace(config, delivery="native"))
+    native = not (facts.no_native or room.no_native) and wanted <= NATIVE_EVIDENCE
     native &= config.positions == "source" and config.max_error is None
     if not native:
         return "inject" if plain else "native"  # whose reason is the one to read
-    shared = facts.prefix_caching and tokens >= NATIVE_FROM and not arrival.one_token
-    if inject and tokens >= facts.encode_from and not shared:
+    shared = facts.prefix_caching and tokens >= NATIVE_FROM
+    blind = "leverage" in wanted and (tokens >= NATIVE_FROM or arrival.first)
+    better = (shared or blind) and not arrival.one_token
+    if inject and tokens >= facts.encode_from and not better:
         return "inject"
     # Whoever wants the details wants the choice made, whatever it costs.
     if config.enabled and config.min_tokens <= tokens and not config.details:
@@ -211,11 +224,12 @@ def _refuse_native(config: QuickMergeConfig, problem: str | None) -> None:
                 f'invalid option: {name}={value!r} needs delivery="inject": it is not known of a '
                 "prompt that vLLM prefills",
             )
-    if needs(config) != {"attention"}:
+    if not needs(config) <= NATIVE_EVIDENCE:
         raise Untouched(
             "no_attention",
             f"saliency={config.effective_saliency!r} needs the model's states; a prompt that vLLM "
-            'prefills shows its attention alone, so use saliency="query" or delivery="inject"',
+            "prefills shows its attention and its keys alone, so use saliency=\"query\", "
+            '"leverage" or delivery="inject"',
         )
 
 
