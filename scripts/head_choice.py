@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--first-sample", type=int, default=0)
     parser.add_argument("--length", type=int, default=1000, help="tokens of a prompt")
     parser.add_argument("--split", default="tune")
+    parser.add_argument("--blind", action="store_true", help="hide the question from the choice")
     parser.add_argument("--target", type=int, default=0, help="tokens of a target; 0: all")
     parser.add_argument("--model", help="folder of a model; default: the embedded one")
     parser.add_argument("--dtype", default="auto")
@@ -113,6 +114,7 @@ def main() -> None:
                 sample = build_sample(
                     task, length=arguments.length, split=arguments.split, index=index,
                     tokenizer=engine.tokenizer, haystacks=available(),
+                    query_visible=not arguments.blind,
                 )
                 writer.writerows(lines(
                     engine, shortened(sample, engine, arguments.target), missing

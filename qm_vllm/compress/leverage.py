@@ -13,6 +13,8 @@ from torch import Tensor
 
 RIDGE = 1e-3
 """Of the mean variance of a dimension, what is added to each: keys may lie in fewer dimensions."""
+ROWS = 8192
+"""Rows that are solved for at once."""
 
 
 def leverage(rows: Tensor) -> Tensor:
@@ -25,16 +27,17 @@ def leverage(rows: Tensor) -> Tensor:
     Returns:
         [H, N] float32 in [0, 1]; 0 where all rows of a head are equal.
     """
-    centred = rows.float()
-    centred = centred - centred.mean(1, keepdim=True)
+    wide = rows.float()
+    centred = wide - wide.mean(1, keepdim=True)
     gram = centred.transpose(1, 2) @ centred
     diagonal = gram.diagonal(dim1=1, dim2=2)
     # The smallest normal number is for heads whose rows are all equal.
     ridge = (RIDGE * diagonal.mean(1, keepdim=True)).clamp_min(torch.finfo(gram.dtype).tiny)
     factor, _ = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge.expand_as(diagonal)))
-    within = torch.linalg.solve_triangular(factor, centred.transpose(1, 2), upper=False)
-    scores: Tensor = within.square().sum(1)
-    return scores
+    return torch.cat([
+        torch.linalg.solve_triangular(factor, part.transpose(1, 2), upper=False).square().sum(1)
+        for part in torch.split(centred, ROWS, 1)
+    ], 1)
 
 
 def standing_out(keys: Tensor, values: Tensor, heads: Tensor) -> Tensor:

@@ -10,6 +10,10 @@ from torch import Tensor
 
 from qm_vllm.compress.query_attention import QueryAttention
 
+CACHED = 1 << 20
+"""Bytes of weights that a CPU makes at once: more than its caches hold takes two to three times as
+long."""
+
 
 def window_attention(
     queries: Tensor, keys: Tensor, scale: float, at_once: int, soft_cap: float = 0.0
@@ -32,7 +36,8 @@ def window_weights(
     Args:
         queries: [W, H, D], of the last W positions. keys: [N, KVH, D]; both rotated.
         scale: of the logits. soft_cap: c of ``c tanh(logits / c)``; 0: none.
-        at_once: bytes of weights that one call may make; one head's are made in any case.
+        at_once: bytes of weights that one call may make, on a CPU :data:`CACHED` at most; one
+            head's are made in any case.
         causal: false if the queries stand behind all keys.
 
     Yields:
@@ -45,6 +50,7 @@ def window_weights(
     columns = keys.permute(1, 2, 0)
     future, each = _future(window, keys.device), grouped.shape[1]
     row = 4 * window * num_tokens
+    at_once = min(at_once, CACHED) if keys.device.type == "cpu" else at_once
     share, step = min(each, max(1, at_once // row)), max(1, at_once // (row * each))
     for first in range(0, kv_heads, step):
         heads = slice(first, first + step)

@@ -92,15 +92,17 @@ def native_bytes(
     """The same for a prompt that vLLM prefills: what compacting it holds.
 
     The queries of the prompt's end, and the larger of two things: one layer's keys (and its values
-    where heads choose) with the attention weights of these queries, and one layer's kept rows
-    twice.
+    where they count) with the attention weights of these queries or what stands out of the keys,
+    and one layer's kept rows twice.
     """
-    heads = config.head_share > 0
+    heads, standing_out = config.head_share > 0, "leverage" in needs(config)
     layers = window_layers(config, shape.num_layers)
     queries = WINDOW_QUERIES * shape.num_heads * shape.head_size * shape.value_bytes * layers
     row = 4 * WINDOW_QUERIES * num_tokens
     looking = 3 * min(max(AT_ONCE, row), row * shape.num_heads)
-    keys = num_tokens * (shape.pair if heads else shape.pair // 2)
+    if standing_out:  # keys in float32: as they are, centred, and a copy that is solved for
+        looking = 3 * 4 * num_tokens * shape.num_kv_heads * shape.head_size
+    keys = num_tokens * (shape.pair if heads or standing_out else shape.pair // 2)
     keys += 2 * min(num_tokens, ROWS) * shape.pair
     scores = 3 * 8 * 6 * num_tokens  # three views in float64, a few times
     if heads:  # of each KV head: scores and places, their orders in int64, a few times

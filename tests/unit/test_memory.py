@@ -58,7 +58,11 @@ def test_attention_weights_are_bounded_for_long_prompts():
 
 @given(
     st.integers(0, 1 << 30), st.integers(1, 200_000),
-    st.sampled_from([{}, {"query_visible": False}, {"delivery": "prefill"}, {"alpha": 0.5}]),
+    st.sampled_from([
+        {}, {"query_visible": False}, {"delivery": "prefill"}, {"alpha": 0.5},
+        {"delivery": "native"}, {"delivery": "native", "query_visible": False},
+        {"delivery": "native", "query_visible": False, "head_share": 0.0},
+    ]),
 )
 def test_the_longest_job_just_fits(memory, limit, options):
     config = QuickMergeConfig(**options)
