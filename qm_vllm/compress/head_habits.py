@@ -19,8 +19,8 @@ from torch import Tensor
 
 RUN = 128
 """Tokens of the run, which is read twice."""
-QUERIES = 32
-"""Of its first reading, those that are kept: every fourth."""
+QUERIES = 16
+"""Of its first reading, those that are kept: every eighth."""
 LOOKING_UP = 8
 """One head of so many is taken to look things up."""
 STEP = 2654435761

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,14 @@ class Backend:
         self.padding, self.lossy = padding, lossy
         order = torch.randperm(ELEMENTS + padding, generator=torch.Generator().manual_seed(seed))
         self.order = order[:ELEMENTS].view(2, SIZE, HEADS, WIDTH)
+
+    @classmethod
+    def in_steps(cls, outermost: Sequence[int], gap: int) -> Backend:
+        """Packs them in a fixed order of the four dimensions, with a gap between two numbers."""
+        backend, shape = cls(padding=(gap - 1) * ELEMENTS), (2, SIZE, HEADS, WIDTH)
+        numbers = gap * torch.arange(ELEMENTS).view([shape[one] for one in outermost])
+        backend.order = numbers.permute([outermost.index(one) for one in range(4)])
+        return backend
 
     def do_kv_cache_update(self, layer, keys, values, cache, slots) -> None:
         assert keys.is_contiguous()
@@ -59,7 +68,25 @@ def rows(count: int, seed: int, dtype: torch.dtype = torch.float32):
     st.integers(1, BLOCKS - 1), min_size=1, max_size=5, unique=True
 ), short=st.integers(0, SIZE - 1))
 def test_what_was_written_is_read(dtype, seed, blocks, short):
-    (attn,), cache = made(Backend(seed), dtype)
+    check_reading(Backend(seed), dtype, seed, blocks, short)
+
+
+@given(order=st.permutations(range(4)), gap=st.integers(1, 3), short=st.integers(0, SIZE - 1))
+def test_what_was_written_in_steps_is_read_as_it_lies(order, gap, short):
+    layout = check_reading(Backend.in_steps(order, gap), torch.float32, 1, [5, 2, 9], short)
+    assert all(layout.steps)
+
+
+@pytest.mark.parametrize("packed", [0, 1])
+def test_keys_may_lie_in_steps_where_values_do_not(packed):
+    backend = Backend.in_steps(range(4), 1)
+    backend.order[packed] = backend.order[packed].roll(1, 0).flip(1)
+    layout = check_reading(backend, torch.float32, 2, [3, 1], 0)
+    assert [one is None for one in layout.steps] == [packed == 0, packed == 1]
+
+
+def check_reading(backend, dtype, seed, blocks, short):
+    (attn,), cache = made(backend, dtype)
     assert cache.learn([attn]) is None
     ids, count = torch.tensor(blocks), len(blocks) * SIZE - short
     keys, values = rows(count, seed, dtype)
@@ -76,6 +103,10 @@ def test_what_was_written_is_read(dtype, seed, blocks, short):
         assert torch.equal(part, whole[some])
     assert torch.equal(got[0], keys)
     assert torch.equal(got[1], values)
+    for part, whole in zip(cache.read(attn, ids, count), got, strict=True):
+        assert torch.equal(part, whole)
+    (layout,) = set(cache.layouts.values())
+    return layout
 
 
 def spread(tensor: torch.Tensor) -> torch.Tensor:
