@@ -67,6 +67,25 @@ def test_equals_transformers_reference(llm, smollm2, essay_ids, visible, hint):
     assert len(tokens) == 32
 
 
+@pytest.mark.parametrize("depth", [0.2, 0.5, 0.8])
+def test_a_fact_survives_a_choice_that_does_not_see_the_question(llm, essay_ids, depth):
+    tokenizer, essay = llm.get_tokenizer(), essay_ids(1400)
+
+    def ids(text):
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    place = int(depth * len(essay))
+    prompt = [
+        *essay[:place], *ids("\nThe access code of the harbor gate is 7391842.\n"), *essay[place:],
+        *ids("\nThe access code of the harbor gate is"),
+    ]
+    ((tokens, report),) = run(llm, [prompt], greedy(10, ratio=0.2, query_visible=False))
+    assert report["status"] == "compressed", report
+    assert (report["delivery"], report["saliency"]) == ("native", "leverage")
+    assert report["kept_tokens"] <= 0.2 * len(prompt)
+    assert "7391842" in tokenizer.decode(tokens)
+
+
 def transformers_states(folder, ids, dtype):
     """Input states of every layer, and the exit of the last one: [N, D] float32 each."""
     from transformers import AutoModelForCausalLM

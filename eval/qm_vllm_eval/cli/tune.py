@@ -36,8 +36,9 @@ def tune(
     ] = None,
     ratios: Annotated[str, typer.Option(help="Shares of the prompt to try, by comma.")] = RATIOS,
     method: Annotated[
-        str, typer.Option(help="native, quickmerge or one of its variants (see compare).")
-    ] = "quickmerge",
+        str | None, typer.Option(help="native, quickmerge or one of its variants (see compare); "
+                                 "left out: native, with --engine vllm what a server would do.")
+    ] = None,
     holdout: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="Share of the prompts that the promise is "
                             "checked on and nothing is chosen on.")
@@ -74,7 +75,8 @@ def tune(
         folder = str(model or embedded.ensure_model())
         session = tune_session.start(
             tune_session.Wanted(
-                data=data, model=folder, method=method, ratios=numbers(ratios, "--ratios"),
+                data=data, model=folder, method=method or tune_session.usual_method(engine),
+                ratios=numbers(ratios, "--ratios"),
                 holdout=holdout, seed=seed, chat=chat, answer_tokens=answer_tokens, engine=engine,
                 dtype=dtype, block_size=block_size, threads=threads, fewest=config.min_tokens,
             ),

@@ -110,6 +110,11 @@ def start(wanted: Wanted, told: Callable[[str], object]) -> OwnSession:
     return OwnSession(wanted, engine, METHODS[wanted.method], options, tuned, held, told)
 
 
+def usual_method(engine: str) -> str:
+    """What is measured if nobody names a method: native delivery, in vLLM what a server does."""
+    return NATIVE if engine == "reference" else "quickmerge"
+
+
 def served_options(method: str, engine: str) -> dict[str, Any]:
     """Options that make a server do what a method does in the bench.
 
