@@ -65,12 +65,15 @@ class Heads:
         share: of K behind the protected tokens, in heads that do not look things up.
         looking_up: the same in those that do.
         score: what they choose by. text: the same in words.
+        layers: of the entries of all layers, the share of those with heads that look things up;
+            None: all layers keep as many.
     """
 
     share: float
     looking_up: float
     score: Score
     text: str
+    layers: float | None = None
 
 
 _DEFAULT = QuickMergeConfig().head_share
@@ -80,8 +83,28 @@ VARIANTS: dict[str, Heads | None] = {
     "native-one-choice": None,
     "native-all-heads": Heads(_DEFAULT, _DEFAULT, _of_any_text, _ANY),
     "native-expected": Heads(_DEFAULT, LOOKING_UP_SHARE, _expected, _OWN),
+    "native-two-budgets": Heads(_DEFAULT, LOOKING_UP_SHARE, _of_any_text, _ANY, layers=0.6),
 }
 """Methods of the bench; None: all heads keep the one choice."""
+
+
+def two_budgets(
+    looking: list[bool], k: int, tokens: int, protected: int, share: float
+) -> list[int]:
+    """How many tokens each layer keeps, k in the mean or a few less.
+
+    Args:
+        looking: of each layer, whether a head of it looks things up. share: of all entries, what
+            these layers get, no less than the others and at most all ``tokens``.
+        protected: what every layer keeps at least.
+    """
+    many, few = sum(looking), len(looking) - sum(looking)
+    if not many or not few:
+        return [k] * len(looking)
+    large = min(tokens, max(k, int(share * k * len(looking) / many)))
+    small = max(protected, (k * len(looking) - large * many) // few)
+    large = min(tokens, (k * len(looking) - small * few) // many)
+    return [large if one else small for one in looking]
 
 
 def compress(heads: Heads | None, request: Request) -> CompressedContext:
@@ -96,15 +119,19 @@ def compress(heads: Heads | None, request: Request) -> CompressedContext:
     if heads is None or choice.protected >= choice.k:
         return keep_entries(request, choice.kept.cpu())
     decoder, held = request.decoder, request.held
+    sizes = [choice.k] * decoder.num_layers
+    if heads.layers is not None:
+        looking = [bool(one.any()) for one in habits_of(decoder).looks_up]
+        sizes = two_budgets(looking, choice.k, request.tokens, choice.protected, heads.layers)
     keys, values = [], []
-    for layer in range(decoder.num_layers):
+    for layer, k in enumerate(sizes):
         scores = request.once((heads.score, layer), partial(heads.score, request, layer))
         looks_up = habits_of(decoder).looks_up[layer]
         share = torch.where(looks_up, heads.looking_up, heads.share)
         kept = choose_for_heads(
-            scores, choice.order.to(scores.device), choice.protected, choice.k, share
+            scores, choice.order.to(scores.device), choice.protected, k, share
         )
-        index = kept[:, : choice.k - held, None].expand(-1, -1, decoder.head_dim)
+        index = kept[:, : k - held, None].expand(-1, -1, decoder.head_dim)
         placed, value = (part.transpose(0, 1) for part in _rows(request, layer))
         keys.append(placed.gather(1, index))
         values.append(value.gather(1, index))
@@ -123,4 +150,6 @@ def method(name: str) -> Method:
             f", {heads.share:g} of K behind the protected tokens for each KV head's own "
             f"({heads.text}), {heads.looking_up:g} in the eighth of the heads that look things up"
         )
+    if heads is not None and heads.layers is not None:
+        text += f"; layers with such heads share {heads.layers:g} of all entries"
     return Method(name, text, partial(compress, heads))

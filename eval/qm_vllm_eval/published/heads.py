@@ -9,10 +9,11 @@ from qm_vllm_eval.published.form import Row, Unknown, figure, markdown
 from qm_vllm_eval.published.stored import STUDIES
 
 METHODS = {
-    "native-one-choice": "one choice for all", "native": "heads' own",
+    "quickmerge": "in the model", "native-one-choice": "one choice for all", "native": "heads' own",
     "native-expected": "own by expected attention",
     "kvpress-expected-attention": "ExpectedAttention", "kvpress-snapkv": "SnapKV",
     "kvpress-pyramidkv": "PyramidKV", "kvpress-keydiff": "KeyDiff",
+    "kvpress-compactor": "Compactor", "kvpress-kvzip-global": "KVzip",
 }
 """Methods of the bench, and what a page calls them."""
 OURS = "native"
@@ -25,7 +26,8 @@ def table(model: str, ratio: str) -> str:
     """Retention by task at one ratio, and the interval of what the plug-in does.
 
     Args:
-        model: the file's name in ``eval/results/heads`` without its suffix. ratio: 1/4 or 1/8.
+        model: the file's name in ``eval/results/heads`` without its suffix, ``-blind`` where the
+            question is hidden. ratio: 1/4 or 1/8.
     """
     if ratio not in RATIOS:
         raise Unknown(f"no ratio '{ratio}'; there are {', '.join(RATIOS)}")
