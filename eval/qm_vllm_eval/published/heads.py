@@ -10,7 +10,7 @@ from qm_vllm_eval.published.stored import STUDIES
 
 METHODS = {
     "quickmerge": "in the model", "native-one-choice": "one choice for all", "native": "heads' own",
-    "native-expected": "own by expected attention",
+    "native-two-budgets": "two budgets", "native-expected": "own by expected attention",
     "kvpress-expected-attention": "ExpectedAttention", "kvpress-snapkv": "SnapKV",
     "kvpress-pyramidkv": "PyramidKV", "kvpress-keydiff": "KeyDiff",
     "kvpress-compactor": "Compactor", "kvpress-kvzip-global": "KVzip",
