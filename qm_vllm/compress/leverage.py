@@ -27,8 +27,8 @@ def leverage(rows: Tensor) -> Tensor:
     Returns:
         [H, N] float32 in [0, 1]; 0 where all rows of a head are equal.
     """
-    wide = rows.float()
-    centred = wide - wide.mean(1, keepdim=True)
+    centred = rows.float()
+    centred = centred - centred.mean(1, keepdim=True)
     gram = centred.transpose(1, 2) @ centred
     diagonal = gram.diagonal(dim1=1, dim2=2)
     # The smallest normal number is for heads whose rows are all equal.

@@ -100,8 +100,8 @@ def native_bytes(
     queries = WINDOW_QUERIES * shape.num_heads * shape.head_size * shape.value_bytes * layers
     row = 4 * WINDOW_QUERIES * num_tokens
     looking = 3 * min(max(AT_ONCE, row), row * shape.num_heads)
-    if standing_out:  # keys in float32: as they are, centred, and a copy that is solved for
-        looking = 3 * 4 * num_tokens * shape.num_kv_heads * shape.head_size
+    if standing_out:  # keys in float32: as they are, centred, and twice while they are solved for
+        looking = 5 * 4 * num_tokens * shape.num_kv_heads * shape.head_size
     keys = num_tokens * (shape.pair if heads or standing_out else shape.pair // 2)
     keys += 2 * min(num_tokens, ROWS) * shape.pair
     scores = 3 * 8 * 6 * num_tokens  # three views in float64, a few times

@@ -94,7 +94,7 @@ def test_http_style_options_are_read(llm):
     ((_, two),) = run(
         llm, [ids], raw({"kv_transfer_params": {"quickmerge": {"ratio": 0.25}}})
     )
-    assert one["saliency"] == "entropy"
+    assert one["saliency"] == "leverage"
     assert two["saliency"] == "query"
     assert one["kept_tokens"] == two["kept_tokens"] <= 125
 

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 from qm_vllm.compress import leverage, standing_out
 from qm_vllm.compress.leverage import RIDGE
+from qm_vllm.config import QuickMergeConfig
+from qm_vllm.engine.memory import DecoderShape, native_bytes
+from tests.unit.peak_memory import peak_bytes
 
 
 def one_by_one(rows: torch.Tensor) -> torch.Tensor:
@@ -43,6 +46,21 @@ def test_leverage_is_a_share_and_sums_to_the_dimensions_that_keys_use(seed, coun
     assert float(found.min()) >= 0
     assert float(found.max()) <= 1 + 1e-3
     assert float(found.sum(1).max()) <= min(width, count) + 1e-2
+
+
+@pytest.mark.parametrize("count", [3000, 20_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_holds_what_the_plan_says(count, dtype):
+    heads, width = 4, 64
+    keys, values = (torch.randn(count, heads, width).to(dtype) for _ in range(2))
+    most, _ = peak_bytes(lambda: standing_out(keys, values, torch.arange(heads)))
+    shape = DecoderShape(
+        hidden_size=heads * width, num_layers=1, num_heads=heads, num_kv_heads=heads,
+        head_size=width, value_bytes=dtype.itemsize, cache_bytes=dtype.itemsize,
+    )
+    config = QuickMergeConfig(delivery="native", query_visible=False)
+    held = keys.nbytes + values.nbytes
+    assert held + most <= native_bytes(config, shape, count, count // 2) <= 4 * (held + most)
 
 
 def test_a_key_unlike_all_others_stands_out_the_most():

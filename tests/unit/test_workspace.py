@@ -28,9 +28,9 @@ from tests.unit.peak_memory import peak_bytes
 WIDTH = 256
 
 
-def run(x, config, attention):
+def run(x, config, attention, leverage):
     """What the engine does with the states of a prompt."""
-    evidence = Evidence(x.shape[0], attention=attention)
+    evidence = Evidence(x.shape[0], attention=attention, leverage=leverage)
     evidence.observe_layer(x, config.logit_scale, needs(config))
     evidence.norms = row_norms(x)
     protected = protected_positions(config, x.shape[0])
@@ -39,8 +39,9 @@ def run(x, config, attention):
 
 
 def measured(x, config):
-    attention = [QueryAttention.of(layer) for layer in helpers.attention(x.shape[0])]
-    most, _ = peak_bytes(lambda: run(x, config, attention))
+    seen = helpers.seen(x.shape[0])
+    attention = [QueryAttention.of(layer) for layer in seen["attention"]]
+    most, _ = peak_bytes(lambda: run(x, config, attention, seen["leverage"]))
     return most, workspace_bytes(x.shape[0], x.shape[1], x.element_size(), config=config)
 
 

@@ -66,7 +66,7 @@ def test_tune_prints_the_curve_the_choice_its_check_and_the_flags(model, mine):
     assert 'line 5: "answer" must be a text' in done.stderr
     command = said.strip().splitlines()[-1]
     assert command == (
-        f"qm-vllm serve {model} --ratio 0.25 --delivery inject --keep-roles none --min-tokens 16 "
+        f"qm-vllm serve {model} --ratio 0.25 --delivery native --keep-roles none --min-tokens 16 "
         "--block-size 16"
     )
     served = CliRunner().invoke(product, [*shlex.split(command)[1:], "--show-arguments"])
