@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,10 +25,12 @@ class Layout:
     """
 
     places: torch.Tensor
+    steps: tuple[tuple[int, ...] | None, ...]
 
-    @cached_property
-    def steps(self) -> tuple[tuple[int, ...] | None, ...]:
-        return tuple(_steps(part) for part in self.places.cpu())
+    @classmethod
+    def of(cls, places: torch.Tensor) -> Layout:
+        """With the steps that give these places, where there are such."""
+        return cls(places, tuple(_steps(part) for part in places.cpu()))
 
 
 def _steps(places: torch.Tensor) -> tuple[int, ...] | None:
@@ -193,7 +194,7 @@ class PagedCache:
             return None
         places = torch.empty(elements, dtype=torch.int64, device=cache.device)
         places[found[offsets]] = offsets
-        return Layout(places.view(shape))
+        return Layout.of(places.view(shape))
 
 
 def slots_of(

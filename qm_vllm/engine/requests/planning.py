@@ -228,8 +228,8 @@ def _refuse_native(config: QuickMergeConfig, problem: str | None) -> None:
         raise Untouched(
             "no_attention",
             f"saliency={config.effective_saliency!r} needs the model's states; a prompt that vLLM "
-            "prefills shows its attention and its keys alone, so use saliency=\"query\", "
-            '"leverage" or delivery="inject"',
+            'prefills shows its attention and its keys alone, so use saliency="query", "leverage" '
+            'or delivery="inject"',
         )
 
 
