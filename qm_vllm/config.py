@@ -216,6 +216,12 @@ class QuickMergeConfig:
         shown=f"{64 << 20} (64 MiB)",
         help="Bytes of remembered results, so that a repeated prompt can use vLLM's prefix cache",
     )
+    layer_share: float | None = option(
+        None, check=partial(checks.real, low=0.0, high=0.9),
+        shown="0.6 where vLLM prefills all prompts, else 0",
+        help="Share of all KV entries, in [0, 0.9], for the third of the layers that looks things "
+             "up, with native delivery; 0: all keep as many. Rules out inject",
+    )
     strict_version: bool = option(
         False, check=checks.boolean, changes_result=False,
         help="Refuse a vLLM that is newer than those that were tried, though it passes all checks",

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
-
-from qm_vllm_patches.requests import RequestHandle
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
+
+    from qm_vllm_patches.requests import RequestHandle
+
+
+_SKIPPED: WeakKeyDictionary[BlockPool, dict[str, int]] = WeakKeyDictionary()
+_HOLE: ContextVar[int] = ContextVar("hole", default=0)
+
+
+def skipped_blocks(pool: BlockPool) -> dict[str, int]:
+    """By request: its first blocks that are nobody's in layers that keep less than others."""
+    return _SKIPPED.setdefault(pool, {})
+
+
+@contextmanager
+def looking_up(hole: int) -> Iterator[None]:
+    """While a request without so many of its first blocks is looked up in the prefix cache."""
+    token = _HOLE.set(hole)
+    try:
+        yield
+    finally:
+        _HOLE.reset(token)
+
+
+def hole() -> int:
+    """First blocks that the request has not which is looked up now."""
+    return _HOLE.get()
 
 
 class BlockStore:
@@ -68,6 +95,13 @@ class BlockStore:
             request=handle.request, blocks=blocks, num_cached_blocks=first,
             num_full_blocks=len(blocks), block_size=self.block_size, kv_cache_group_id=group,
         )
+
+    def leave_out(self, request_id: str, blocks: int) -> None:
+        """So many of a request's first blocks are nobody's in layers that keep less; 0: none."""
+        known = skipped_blocks(self.pool)
+        known.pop(request_id, None)
+        if blocks:
+            known[request_id] = blocks
 
     def on_reset(self, callback: Callable[[], None]) -> None:
         """Call back before each attempt of vLLM to clear the prefix cache."""

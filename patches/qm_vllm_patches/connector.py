@@ -160,7 +160,7 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
             one = arrival(
                 request, own_sampling=self._own_sampling, by_priority=self._by_priority
             )
-            one.handle.company = self.company
+            one.handle.company, one.handle.store = self.company, self.store
             self.scheduler_side.arrived(one)
 
     def get_num_new_matched_tokens(
@@ -198,6 +198,8 @@ class ConnectorBase(KVConnectorBase_V1, SupportsHMA):
             self.shadows.forget(request.request_id)
             self.scheduler_side.shadow_ended(request.request_id)
             return False, None
+        if self.store is not None:
+            self.store.leave_out(request.request_id, 0)
         report = self.scheduler_side.finished(request.request_id, len(block_ids))
         return False, {self.REPORT: report}
 

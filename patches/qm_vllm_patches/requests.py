@@ -13,6 +13,7 @@ from qm_vllm_patches.media import EMBEDDINGS, Medium, media_of
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
+    from qm_vllm_patches.block_pool import BlockStore
     from qm_vllm_patches.company import Company
 
 
@@ -57,10 +58,12 @@ class RequestHandle:
 
     Attributes:
         media: the images, audio and video that the request came with, as vLLM has them.
+        store: the engine's KV blocks.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.store: BlockStore | None = None
         self.company: Company | None = None
         self.media: list[Any] = request.mm_features
 
@@ -121,6 +124,11 @@ class RequestHandle:
         request.mm_features = media
         self.resalt(salt)
 
+    def leave_out(self, blocks: int) -> None:
+        """Its first blocks are nobody's in layers that keep less than others."""
+        if self.store is not None:
+            self.store.leave_out(self.request_id, blocks)
+
     def may_begin_with(self, token: int) -> bool:
         """Whether its answer may begin with this token and go on: it has not started otherwise."""
         return not self.started and not first_token.ends(self.request.sampling_params, token)
@@ -138,6 +146,7 @@ class RequestHandle:
     def resalt(self, salt: str | None) -> None:
         """Give the request's blocks other hashes (its KV is no longer what the salt stood for)."""
         request = self.request
+        self.leave_out(0)
         request.cache_salt = salt
         request.block_hashes = []
         request._prompt_embeds_per_block_hashes = {}

@@ -13,6 +13,7 @@ from vllm.v1.metrics.stats import PrefillStats
 from vllm.v1.request import Request, RequestStatus
 
 from qm_vllm_patches import company, first_token
+from qm_vllm_patches.block_pool import looking_up, skipped_blocks
 from qm_vllm_patches.connector import ConnectorBase
 from qm_vllm_patches.true_figures import Teller, TrueFigures
 
@@ -235,10 +236,12 @@ class ShadowScheduler:
         """
         limit = self.shadows.limits.get(request.request_id)
         manager: KVCacheManager = self.kv_cache_manager  # type: ignore[attr-defined]
+        hole = skipped_blocks(manager.block_pool).get(request.request_id, 0)
         if limit is None or not manager.prefix_cache_lookup_enabled(request):
-            found: tuple[KVCacheBlocks, int, int, bool] = (
-                super()._get_local_prefix_cache_hit(request, *most)  # type: ignore[misc]
-            )
+            with looking_up(hole):
+                found: tuple[KVCacheBlocks, int, int, bool] = (
+                    super()._get_local_prefix_cache_hit(request, *most)  # type: ignore[misc]
+                )
             return found
         # A shorter hit of a sliding-window group is other blocks, so none can be cut off.
         coordinator: KVCacheCoordinator = manager.coordinator

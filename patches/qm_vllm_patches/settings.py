@@ -34,6 +34,7 @@ class EngineSettings:
         company: names of the connectors in vLLM's ``MultiConnector``, in order; none without it.
         tensor_parallel: ranks that hold a part of each layer.
         scheduler: ``scheduler_cls`` as it was given; None where vLLM chooses.
+        hybrid_manager: KV-cache groups of layers may have block tables of their own.
     """
 
     options: dict[str, Any]
@@ -67,6 +68,7 @@ class EngineSettings:
     company: tuple[str, ...] = ()
     scheduler: Any = None
     tensor_parallel: int = 1
+    hybrid_manager: bool = True
     model: Any = field(repr=False, compare=False, default=None)
 
 
@@ -81,6 +83,7 @@ class CacheFacts:
         block_sizes: tokens of a block, of each group.
         windows: of each group whose older blocks are let go, its sliding window, else None.
         layers: the group of each attention layer, by vLLM's name of the layer.
+        keep_less: of each group, whether its layers keep less than others (:mod:`.layer_groups`).
     """
 
     groups: int
@@ -89,6 +92,7 @@ class CacheFacts:
     block_sizes: tuple[int, ...] = ()
     windows: tuple[int | None, ...] = ()
     layers: dict[str, int] = field(default_factory=dict)
+    keep_less: tuple[bool, ...] = ()
 
 
 def read_settings(config: VllmConfig) -> EngineSettings:
@@ -131,6 +135,7 @@ def read_settings(config: VllmConfig) -> EngineSettings:
         device=str(config.device_config.device_type),
         company=tuple(str(one.get("kv_connector")) for one in _members(transfer)),
         scheduler=config.scheduler_config.scheduler_cls,
+        hybrid_manager=not config.scheduler_config.disable_hybrid_kv_cache_manager,
         model=model,
     )
 
@@ -183,6 +188,9 @@ def read_cache(config: KVCacheConfig) -> CacheFacts:
             group.kv_cache_spec.sliding_window
             if isinstance(group.kv_cache_spec, SlidingWindowSpec) else None
             for group in groups
+        ),
+        keep_less=tuple(
+            bool(getattr(group.kv_cache_spec, "keeps_less", False)) for group in groups
         ),
         layers={
             name: index for index, group in enumerate(groups) for name in group.layer_names

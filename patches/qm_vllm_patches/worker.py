@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from qm_vllm_patches import company, cpu_seeds
 from qm_vllm_patches.connector import ConnectorBase
 from qm_vllm_patches.settings import EngineSettings, read_settings
+from qm_vllm_patches.shorter_tables import shorten
 
 WORKER_BASES = {
     "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
@@ -18,7 +20,7 @@ WORKER_BASES = {
 
 
 class WorkerHooks:
-    """Goes before a worker class of vLLM; a subclass fills in the two methods below."""
+    """Goes before a worker class of vLLM; a subclass fills in the first methods."""
 
     def memory_to_keep(self, settings: EngineSettings, available: int, *, profiled: bool) -> int:
         """Bytes of the KV cache's memory that the plug-in needs.
@@ -40,6 +42,31 @@ class WorkerHooks:
             model: the loaded torch module. runner: what vLLM runs it with.
         """
         raise NotImplementedError
+
+    def keep_more(
+        self, settings: EngineSettings, names: Sequence[str], model: Any, device: Any, runner: Any
+    ) -> Collection[str]:
+        """Which layers keep more of a compressed prompt than the others; none: all keep as much.
+
+        Args:
+            names: of the layers with a KV cache, which is not there yet.
+            model, device, runner: as of :meth:`model_loaded`.
+        """
+        raise NotImplementedError
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        """vLLM's, or the same in groups of layers that keep as much."""
+        specs: dict[str, Any] = super().get_kv_cache_spec()  # type: ignore[misc]
+        runner: Any = self.model_runner  # type: ignore[attr-defined]
+        more = self.keep_more(
+            read_settings(self.vllm_config), tuple(specs),  # type: ignore[attr-defined]
+            runner.get_model(), self.device, runner,  # type: ignore[attr-defined]
+        )
+        if not more:
+            return specs
+        from qm_vllm_patches.layer_groups import grouped
+
+        return grouped(specs, more)
 
     def determine_available_memory(self) -> int:
         """KV-cache bytes, less what the plug-in keeps."""
@@ -63,6 +90,10 @@ class WorkerHooks:
         device: Any = self.device  # type: ignore[attr-defined]
         if device.type == "cpu":
             cpu_seeds.mend(runner)
+        less = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+        for groups, spec in zip(runner.attn_groups, less, strict=False):
+            if getattr(spec, "keeps_less", False):
+                shorten(groups, spec.block_size)
         self.model_loaded(connector, read_settings(config), runner.get_model(), device, runner)
 
 

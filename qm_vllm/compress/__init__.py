@@ -33,6 +33,7 @@ from qm_vllm.compress.head_habits import (
     looks_back,
     run_twice,
 )
+from qm_vllm.compress.layer_budget import layer_sizes, looking_layers
 from qm_vllm.compress.leverage import leverage, standing_out
 from qm_vllm.compress.merge import MAX_DROPPED_SHARE, merge_states, token_masses
 from qm_vllm.compress.normalize import absolute, average_rank, min_max
@@ -68,8 +69,10 @@ __all__ = [
     "in_blocks",
     "keep_order",
     "kept_places",
+    "layer_sizes",
     "least_look_back",
     "leverage",
+    "looking_layers",
     "looks_back",
     "merge_states",
     "min_max",

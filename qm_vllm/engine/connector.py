@@ -8,6 +8,7 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import read_facts, refuse
 from qm_vllm.engine.jobs.worker_side import WorkerSide
 from qm_vllm.engine.metrics import QuickMergePromMetrics, QuickMergeStats
+from qm_vllm.engine.native.layer_groups import wanted_share
 from qm_vllm.engine.requests.long_prompts import early_refusal, longest_admitted
 from qm_vllm.engine.requests.scheduler_side import SchedulerSide
 from qm_vllm.reports import REFUSED, REPORT_KEY
@@ -39,7 +40,8 @@ class QuickMergeConnector(ConnectorBase):
         """Checks the installed vLLM first."""
         config = configured(settings)
         checks.require(strict=config.strict_version)
-        return SchedulerSide(config, read_facts(settings, cache))
+        share = wanted_share(config, settings)
+        return SchedulerSide(config, read_facts(settings, cache, share))
 
     def make_worker_side(self, settings: EngineSettings, cache: CacheFacts) -> WorkerSide:
         """One for each rank."""

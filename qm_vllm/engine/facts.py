@@ -56,6 +56,10 @@ class EngineFacts:
     """Why the native delivery is impossible here; None if it is possible."""
     windows: tuple[int | None, ...] = (None,)
     """Of each KV-cache group whose older blocks are let go, its sliding window, else None."""
+    keep_less: tuple[bool, ...] = (False,)
+    """Of each KV-cache group, whether its layers keep less than those that look things up."""
+    layer_share: float = 0.0
+    """Of all entries, what layers that look things up get; 0: all keep as many."""
     in_flight_tokens: int = 2048
     """Of the steps that run at once, at most; two where vLLM schedules ahead."""
     encode_from: int = 0
@@ -95,8 +99,14 @@ def refuse(settings: EngineSettings) -> str | None:
     return refuse_company(settings)
 
 
-def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
-    """Collect :class:`EngineFacts` in the scheduler's process."""
+def read_facts(
+    settings: EngineSettings, cache: CacheFacts, layer_share: float = 0.0
+) -> EngineFacts:
+    """Collect :class:`EngineFacts` in the scheduler's process.
+
+    Args:
+        layer_share: what was wanted; that it is so, the cache shows.
+    """
     tokenizer = tokenizer_of(settings)
     return EngineFacts(
         block_size=settings.block_size,
@@ -113,6 +123,8 @@ def read_facts(settings: EngineSettings, cache: CacheFacts) -> EngineFacts:
         prefix_caching=settings.prefix_caching,
         no_native=no_native(settings, cache),
         windows=cache.windows,
+        keep_less=cache.keep_less,
+        layer_share=layer_share if any(cache.keep_less) else 0.0,
         in_flight_tokens=settings.in_flight_tokens,
         encode_from=_encode_from(settings),
         hints=Hints(tokenizer),
@@ -134,6 +146,8 @@ def no_inject(settings: EngineSettings, cache: CacheFacts) -> str | None:
         )
     elif settings.architecture in PREFILL_ONLY:
         why = f"{settings.architecture} has sliding-window layers"
+    elif any(cache.keep_less):
+        why = "layers that look things up keep more than the others (layer_share)"
     elif cache.groups != 1:
         why = f"the model has {cache.groups} KV-cache groups (hybrid attention)"
     elif settings.speculative:
@@ -147,8 +161,8 @@ def no_inject(settings: EngineSettings, cache: CacheFacts) -> str | None:
     return f'{why}; use delivery="auto", "native" or "prefill"'
 
 
-KEYS_AND_VALUES = frozenset({"FullAttentionSpec", "SlidingWindowSpec"})
-"""vLLM's names for caches of keys and values, one pair a token."""
+KEYS_AND_VALUES = frozenset({"FullAttentionSpec", "SlidingWindowSpec", "LayerGroupSpec"})
+"""Names for caches of keys and values, one pair a token: vLLM's, and ours."""
 
 
 def no_native(settings: EngineSettings, cache: CacheFacts) -> str | None:

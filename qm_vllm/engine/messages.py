@@ -34,6 +34,8 @@ class JobSpec:
             each block_size tokens of prompt and hint; with the native delivery those of K - 1
             positions, one KV-cache group's after another's. Empty for the prefill delivery.
         group_blocks: how many of them each group has; only with the native delivery.
+        group_kept: how many tokens the layers of each group keep, K of the request the most of
+            them; () where all keep K.
         hint: token ids of what will be asked, H of them; () where nothing is said.
         parts: bounds 0, ..., N of what is read apart (:mod:`qm_vllm.engine.parts`); () where the
             prompt is read as a whole.
@@ -51,6 +53,7 @@ class JobSpec:
     kept: tuple[int, ...] | None = None
     blocks: tuple[int, ...] = ()
     group_blocks: tuple[int, ...] = ()
+    group_kept: tuple[int, ...] = ()
     hint: tuple[int, ...] = ()
     parts: tuple[int, ...] = ()
 
@@ -85,7 +88,12 @@ class JobSpec:
     @property
     def looks(self) -> bool:
         """The last queries must be seen: for the choice, or for that of the heads."""
-        return self.kept is None or self.heads_choose
+        return self.kept is None or self.heads_choose or bool(self.group_kept)
+
+    def mean_kept(self, kept: int) -> int:
+        """What a layer keeps in the mean, of a request with K positions; groups have as many
+        layers."""
+        return sum(self.group_kept) // len(self.group_kept) if self.group_kept else kept
 
     def protected(self) -> torch.Tensor:
         """Positions that stay whatever their score: bool [N] on the CPU."""

@@ -5,6 +5,7 @@ The class is made on first access, on top of whichever worker vLLM would have ch
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from qm_vllm_patches.log import get_logger
@@ -18,6 +19,16 @@ class QuickMergeWorkerMixin(WorkerHooks):
     """Sets memory aside for jobs, and attaches the model."""
 
     _job_bytes = 0
+
+    def keep_more(
+        self, settings: EngineSettings, names: Sequence[str], model: Any, device: Any, runner: Any
+    ) -> Collection[str]:
+        """Layers that look things up, where they shall have more of a prompt than the others."""
+        from qm_vllm.engine.connector import configured
+        from qm_vllm.engine.native.layer_groups import chosen_layers
+
+        config = configured(settings)
+        return chosen_layers(config, settings, names, model, device, runner)
 
     def memory_to_keep(self, settings: EngineSettings, available: int, *, profiled: bool) -> int:
         """A share of the KV cache's memory; beside it where nobody measured what is free."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from qm_vllm.compress import HeadHabits, kept_places, least_look_back, looks_back, run_twice
+from qm_vllm.compress import (
+    HeadHabits,
+    kept_places,
+    least_look_back,
+    looking_layers,
+    looks_back,
+    run_twice,
+)
 from qm_vllm.engine.agreement import gather
 from qm_vllm.engine.native.rotation import Turn, stands_still, turns_as
 from qm_vllm_patches.attention_layers import (
@@ -105,25 +113,61 @@ def with_habits(
     Args:
         longest: tokens of the longest request.
     """
-    whole = [one for one in layers if one.window is None]
+    whole = [one.layer for one in layers if one.window is None]
     if not whole:
         return layers
-    vocabulary, most = reading_limits(runner)
-    ids = run_twice(vocabulary, min(most, longest))
-    seen = read_apart(model, runner, [one.layer for one in layers], ids, device)
-    scores = [  # layers may differ in their number of heads
-        looks_back(*seen[one.layer.name], one.layer.attn.scale, one.layer.attn.soft_cap)
-        for one in whole
-    ]
+    seen, scores = _run_twice(model, runner, [one.layer for one in layers], whole, device, longest)
     least = least_look_back(gather(lambda: torch.cat(scores)))
-    places = kept_places(len(ids) // 2)
+    length = next(iter(seen.values()))[0].shape[0] // 2
+    places = kept_places(length)
     habits = {
-        one.layer.name: HeadHabits(
-            seen[one.layer.name][0][list(places)].clone(), places[0], own >= least
-        )
+        one.name: HeadHabits(seen[one.name][0][list(places)].clone(), places[0], own >= least)
         for one, own in zip(whole, scores, strict=True)
     }
     return [replace(one, habits=habits.get(one.layer.name)) for one in layers]
+
+
+def look_up_layers(
+    model: Any, runner: Any, names: Sequence[str], device: torch.device, longest: int
+) -> list[str]:
+    """Names of the layers that look things up, a third of all or so, before there is a KV cache.
+
+    All ranks of a tensor-parallel group at the same time.
+
+    Args:
+        names: of the layers with a KV cache. longest: as of :func:`with_habits`.
+
+    Raises:
+        CannotDeliver: layers cannot be told apart so.
+    """
+    layers = cached_layers(model, dict.fromkeys(names, 0))
+    if {one.name for one in layers} != set(names):
+        raise CannotDeliver("layers keep something else than keys and values")
+    if any(one.attn.sliding_window is not None for one in layers):
+        raise CannotDeliver("layers have sliding windows")
+    if len({(one.attn.num_kv_heads, one.attn.head_size) for one in layers}) > 1:
+        raise CannotDeliver("layers differ in their heads")
+    _, scores = _run_twice(model, runner, layers, layers, device, longest)
+    best = gather(lambda: torch.stack(scores).amax(1)[None]).amax(0).tolist()
+    found = [one.name for one, chosen in zip(layers, looking_layers(best), strict=True) if chosen]
+    if not found:
+        raise CannotDeliver(f"{len(layers)} layers cannot be divided into groups of one size")
+    return found
+
+
+def _run_twice(
+    model: Any, runner: Any, layers: Sequence[CachedLayer], whole: Sequence[CachedLayer],
+    device: torch.device, longest: int,
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], list[torch.Tensor]]:
+    """Queries and keys of a run read twice in all layers, and how much each KV head of those that
+    see all positions looks back."""
+    vocabulary, most = reading_limits(runner)
+    ids = run_twice(vocabulary, min(most, longest))
+    seen = read_apart(model, runner, layers, ids, device)
+    scores = [  # layers may differ in their number of heads
+        looks_back(*seen[one.name], one.attn.scale, one.attn.soft_cap) for one in whole
+    ]
+    return seen, scores
 
 
 def _turn(

@@ -29,7 +29,7 @@ from qm_vllm.engine.agreement import OtherRankFailed, together
 from qm_vllm.engine.memory import AT_ONCE, most_kept
 from qm_vllm.engine.messages import JobResult, JobSpec
 from qm_vllm.engine.native import prompt_evidence
-from qm_vllm.engine.native.blocks import first_block, split
+from qm_vllm.engine.native.blocks import first_blocks, split
 from qm_vllm.engine.native.layers import NativeLayer
 from qm_vllm.engine.stopwatch import Stopwatch
 from qm_vllm.engine.upload import upload
@@ -189,13 +189,15 @@ class NativeJob:
         spec = self.spec
         return choose(
             evidence, spec.config, protected=spec.protected(), block_size=spec.block_size,
-            upload=upload, check=False,
+            k=max(spec.group_kept, default=None), upload=upload, check=False,
         )
 
     def _order(self, choice: Choice | None, kept: torch.Tensor) -> _Order | None:
-        """What heads that choose for themselves begin with; None: all keep the same."""
+        """What layers and heads that do not keep the same begin with; None: all do."""
         count, k = len(self.spec.token_ids), kept.shape[0]
-        if choice is None or not self.spec.heads_choose or not choice.protected < k < count:
+        if choice is None or (not self.spec.group_kept and not (
+            self.spec.heads_choose and choice.protected < k < count
+        )):
             return None
         # What was kept comes first, also where it was chosen in an earlier run.
         stays = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
@@ -208,6 +210,8 @@ class NativeJob:
         if spec.kept is not None:
             return len(spec.kept)
         floor = int(spec.protected().sum())
+        if spec.group_kept:
+            return max(spec.group_kept)
         assert spec.block_size is not None
         return most_kept(spec.config, count, floor, spec.block_size)
 
@@ -232,11 +236,13 @@ class NativeJob:
         known: list[dict[tuple[Any, ...], torch.Tensor]] = [{} for _ in source]
         for one in (each for each in self.layers if each.window is None):
             group, k = one.layer.group, kept.shape[0]
-            if order is not None:
-                rows = self._own_rows(one, source[group], k, order)
+            own = self.spec.group_kept[group] if self.spec.group_kept else k
+            if order is not None and self.spec.heads_choose:
+                rows = self._own_rows(one, source[group], own, order)
             else:
-                rows = self.cache.rows(one.layer.module, source[group], kept[:-1], known[group])
-            self._write(one, *rows, k)
+                best = kept if own == k else self._best(order, own)
+                rows = self.cache.rows(one.layer.module, source[group], best[:-1], known[group])
+            self._write(one, *rows, k, k - own)
 
     def _write(
         self, one: NativeLayer, keys: torch.Tensor, values: torch.Tensor, k: int, first: int = 0
@@ -247,9 +253,16 @@ class NativeJob:
         """
         size, group = self.cache.block_size, one.layer.group
         keys = one.back(keys, self.last + 1 - k)
-        offset = first_block(k, self.windows[group], size) * size
+        own = self.spec.group_kept
+        offset = first_blocks(k, self.windows, size, own)[group] * size
         slots = slots_of(self._own[group], size, first - offset, k - 1 - offset)
         self.cache.write(one.layer.module, keys.contiguous(), values.contiguous(), slots)
+
+    @staticmethod
+    def _best(order: _Order | None, k: int) -> torch.Tensor:
+        """The first K of the order, strictly increasing."""
+        assert order is not None
+        return order.positions[:k].sort().values
 
     def _own_rows(
         self, one: NativeLayer, source: torch.Tensor, k: int, order: _Order

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.messages import BlockCopy, JobSpec
-from qm_vllm.engine.native.blocks import first_block, split
+from qm_vllm.engine.native.blocks import first_blocks, split
 from qm_vllm.engine.requests.job_board import BoardEntry, Store
 from qm_vllm_patches.requests import RequestHandle
 
@@ -33,8 +33,9 @@ def delivered(
         yield Place(0, 0, list(blocks))
         return
     assert spec.block_size is not None
+    first = first_blocks(kept, windows, spec.block_size, spec.group_kept)
     for group, own in enumerate(split(blocks, spec.group_blocks)):
-        yield Place(group, first_block(kept, windows[group], spec.block_size), own)
+        yield Place(group, first[group], own)
 
 
 def copies(

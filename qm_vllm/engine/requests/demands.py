@@ -44,7 +44,7 @@ def demand_of(spec: JobSpec, protected: int, facts: EngineFacts) -> Demand:
     at_most = most_kept(spec.config, len(spec.token_ids), protected, size)
     if spec.parts:
         return _parted_demand(spec, at_most + len(spec.parts), facts)
-    held = job_bytes(spec.config, facts.shape, spec.rows, at_most)
+    held = job_bytes(spec.config, facts.shape, spec.rows, max(spec.group_kept, default=at_most))
     if spec.native:
         return _native_demand(spec, held, facts)
     if size is None:

@@ -11,7 +11,7 @@ from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.memory import bound_kept, most_kept
 from qm_vllm.engine.messages import JobSpec
-from qm_vllm.engine.native.blocks import own_blocks
+from qm_vllm.engine.native.blocks import group_sizes, own_blocks
 from qm_vllm.engine.requests.chat_turns import places
 from qm_vllm.engine.requests.demands import Room, demand_of, must_fit
 from qm_vllm.engine.requests.job_board import Demand
@@ -267,14 +267,19 @@ def _spec(
         digest.update(arrival.request_id.encode())
     protects = int(protected.sum())
     own: list[int] = []
+    sizes: tuple[int, ...] = ()
     if config.delivery == "native":
         assert block_size is not None
         kept = most_kept(config, len(ids), protects, block_size)
-        own = own_blocks(kept, facts.windows, block_size)
+        sizes = group_sizes(
+            kept, len(ids), protects, block_size, facts.keep_less, facts.layer_share
+        )
+        own = own_blocks(max(sizes, default=kept), facts.windows, block_size, sizes)
     spec = JobSpec(
         id=0, key=digest.hexdigest(), token_ids=ids, config=config, encoder_layers=depth,
         score_layers=score_layers, special_positions=special, block_size=block_size, turns=turns,
         hint=facts.hints.ids(config.hint), group_blocks=tuple(own),
+        group_kept=sizes,
     )
     missed = [turn for turn in wanted_turns(config, chat) if turn not in turns]
     missed += [(SCHEMAS, *turn[1:]) for turn in schemas if turn not in (*turns, *missed)]

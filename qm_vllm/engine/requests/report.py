@@ -64,10 +64,11 @@ def compressed_report(
 
     ``seconds``: worker time of its job; ``seconds_waiting``: from its arrival to its result;
     ``first_token``: whether it has seen the whole "prompt" or the "kept" positions alone;
-    ``hint_tokens``: of a hint, that looked at the prompt and are no part of it.
+    ``hint_tokens``: of a hint, that looked at the prompt and are no part of it;
+    ``kept_by_layers``: how many each layer keeps, ``kept_tokens`` in the mean.
     """
-    kept = len(outcome.kept)
-    report = {
+    kept = plan.spec.mean_kept(len(outcome.kept))
+    report: dict[str, Any] = {
         "status": "compressed",
         "source_tokens": source_tokens,
         "kept_tokens": kept,
@@ -82,6 +83,9 @@ def compressed_report(
         "first_token": "prompt" if begun else "kept",
         **outcome.figures,
     }
+    if plan.spec.group_kept:
+        sizes = plan.spec.group_kept
+        report["kept_by_layers"] = {"looking_up": max(sizes), "others": min(sizes)}
     if plan.spec.hint:
         report["hint_tokens"] = len(plan.spec.hint)
     notes = [*notes, *_crowded_out(plan, outcome, source_tokens)]

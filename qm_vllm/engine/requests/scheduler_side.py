@@ -6,7 +6,6 @@ A request is *pending* until its job's result arrives, then *compressed* (resize
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -174,12 +173,10 @@ class SchedulerSide:
             publish(self.store, handle, entry, len(result.kept), self.facts)
 
     def _resize(self, tracked: Tracked, outcome: Outcome) -> None:
-        arrival, plan = tracked.arrival, tracked.plan
-        assert plan is not None
-        kept = [plan.spec.token_ids[i] for i in outcome.kept] + tracked.begun
-        arrival.handle.resize(kept, tracked.salt())
-        tracked.outcome, tracked.waited = outcome, time.monotonic() - tracked.arrived
-        self.tally.compressed(arrival.tokens, len(outcome.kept), self.facts.block_size)
+        tracked.resize(outcome)
+        arrival, spec = tracked.arrival, tracked.spec
+        mean = spec.mean_kept(len(outcome.kept))
+        self.tally.compressed(arrival.tokens, mean, self.facts.block_size)
         # Injected KV is found through the connector: the flag would make vLLM skip it.
         arrival.handle.skips_cache = tracked.skipped_cache and tracked.prefills
         first_tokens.begin_known(tracked, outcome, self.native.shadows)

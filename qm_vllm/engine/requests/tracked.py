@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from qm_vllm.engine.messages import JobSpec
 from qm_vllm.engine.requests.memo import Outcome
 from qm_vllm.engine.requests.planning import RequestPlan
 from qm_vllm_patches.requests import Arrival
@@ -57,6 +58,22 @@ class Tracked:
     def prefills(self) -> bool:
         """vLLM prefills the kept ids."""
         return self.plan is not None and self.plan.config.delivery == "prefill"
+
+    @property
+    def spec(self) -> JobSpec:
+        """Of its job."""
+        assert self.plan is not None
+        return self.plan.spec
+
+    def resize(self, outcome: Outcome) -> None:
+        """Its result is there: from now on it is a request with K positions."""
+        kept = [self.spec.token_ids[i] for i in outcome.kept] + self.begun
+        handle, sizes = self.arrival.handle, self.spec.group_kept
+        handle.resize(kept, self.salt())
+        if sizes:
+            assert self.spec.block_size is not None
+            handle.leave_out((max(sizes) - min(sizes)) // self.spec.block_size)
+        self.outcome, self.waited = outcome, time.monotonic() - self.arrived
 
     def missing(self, computed: int) -> int:
         """Positions of its result beyond those computed; 0 where vLLM prefills what is left."""
