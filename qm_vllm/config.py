@@ -84,8 +84,7 @@ class QuickMergeConfig:
     )
     protect_last: int = option(
         32, check=partial(checks.integer, low=1), by=REQUEST,
-        help="Tokens at the end of the prompt that always stay (the question, the end of the "
-             "chat template)",
+        help="Tokens at the end of the prompt that always stay (question, end of chat template)",
     )
     protect_special: bool = option(
         True, check=checks.boolean, by=REQUEST,
@@ -127,14 +126,12 @@ class QuickMergeConfig:
     window_layers: int | None = option(
         None, check=partial(checks.integer, low=1), by=RESEARCH,
         shown="calibrated, else a fifth of the depth",
-        help="How many layers just below E, without sliding-window layers, say what the end of "
-             "the prompt looks at",
+        help="Layers just below E, without windows, that say what the prompt's end looks at",
     )
     score_layers: tuple[int, int] | None = option(
         None, check=checks.pair, by=RESEARCH, form=Form.JSON,
         shown="a sixth to a third of the depth",
-        help="Half-open range of layers, such as [5, 10], whose input states give the entropy; "
-             "it must end at or below E",
+        help="Half-open range of layers, at or below E, whose inputs give the entropy: [5, 10]",
     )
     logit_scale: float = option(
         24.0, check=partial(checks.real, low=0.0, high=1e4, open_low=True), by=RESEARCH,
@@ -188,13 +185,11 @@ class QuickMergeConfig:
     )
     encoder_chunk_tokens: int = option(
         2048, check=partial(checks.integer, low=16),
-        help="Encoder work between two steps of the engine, in tokens (at least 16); less delays "
-             "running requests less",
+        help="Encoder work between two steps, in tokens (16 or more); less delays others less",
     )
     encoder_batch: bool = option(
         False, check=checks.boolean,
-        help="Short prompts that wait go through the encoder together; near ties in what is "
-             "kept then depend on what is served at the same time",
+        help="Encode short prompts that wait together; near ties then depend on the others",
     )
     max_source_tokens: int | None = option(
         None, check=partial(checks.integer, low=2), changes_result=False,
@@ -219,8 +214,8 @@ class QuickMergeConfig:
     layer_share: float | None = option(
         None, check=partial(checks.real, low=0.0, high=0.9),
         shown="0.6 where vLLM prefills all prompts, else 0",
-        help="Share of all KV entries, in [0, 0.9], for the third of the layers that looks things "
-             "up, with native delivery; 0: all keep as many. Rules out inject",
+        help="Share of all KV entries, in [0, 0.9], for layers that look things up; 0: all keep as "
+             "many. Native delivery alone, inject is ruled out",
     )
     strict_version: bool = option(
         False, check=checks.boolean, changes_result=False,

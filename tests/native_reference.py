@@ -101,6 +101,7 @@ class Continuation:
             alike comes first depends on a processor's rounding.
         again: what follows if others stay.
         heads: what was chosen of, by each layer whose heads choose.
+        sizes: how many positions each layer keeps, where they differ.
     """
 
     kept: list[int]
@@ -110,6 +111,7 @@ class Continuation:
     close: frozenset[int] = frozenset()
     again: Callable[[torch.Tensor], Continuation] | None = None
     heads: dict[int, OwnChoice] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
 
     def of(self, kept: list[int]) -> Continuation:
         """What follows where these positions stayed; itself if that is another choice."""
@@ -194,16 +196,41 @@ class NativeReference:
             config, count, special=[i for i, one in enumerate(ids) if one in special]
         )
         choice = choose(evidence, config, protected=protected, block_size=block_size)
-        begin = logits if first else None
+        begin, sizes = logits if first else None, {}
+        if config.layer_share:
+            sizes = self._sizes(choice, count, config.layer_share, block_size)
+            choice = choose(evidence, config, protected=protected, k=max(sizes.values()))
         heads = self._of_heads(rows, choice, config.head_share) if config.head_share else {}
         if own is None:
-            own = {layer: each.best(choice.k) for layer, each in heads.items()}
+            own = {
+                layer: each.best(sizes.get(layer, choice.k)) for layer, each in heads.items()
+            }
+        for layer in sizes.keys() - own.keys():
+            best = choice.order[: sizes[layer]].sort().values[:-1].tolist()
+            own[layer] = [best] * rows.keys[layer].shape[1]
 
         @torch.inference_mode()
         def again(kept: torch.Tensor) -> Continuation:
             return self._go_on(rows, ids, kept, own, max_tokens, begin)
 
-        return replace(with_ties(choice, again), heads=heads)
+        return replace(with_ties(choice, again), heads=heads, sizes=sizes)
+
+    def _sizes(self, choice: Choice, count: int, share: float, block: int) -> dict[int, int]:
+        """How many positions each layer keeps if a third of them, those that look things up most,
+        get this share of all, to whole blocks: all that is possible is tried."""
+        back = self._run_twice(count)[2]
+        layers = sorted(back, key=lambda layer: -max(back[layer]))
+        each = {6: 2, 5: 1, 4: 1, 3: 1, 2: 1}[len(layers)]
+        many, few = layers[:each], layers[each:]
+        found = []
+        for large in range(choice.k, count + 1, block):
+            small, rest = divmod(choice.k * len(layers) - large * len(many), len(few))
+            fits = small >= max(choice.protected, block + 1) and (large - small) % block == 0
+            if fits and not rest:
+                off = abs(large * len(many) / choice.k / len(layers) - share)
+                found.append((off, large, small))
+        _, large, small = min(found)
+        return dict.fromkeys(many, large) | dict.fromkeys(few, small)
 
     def _of_heads(self, rows: Rows, choice: Choice, share: float) -> dict[int, OwnChoice]:
         """What each layer that sees all positions chooses by, in float64, one head at a time."""
@@ -218,18 +245,21 @@ class NativeReference:
     def _habits(self, count: int) -> tuple[Rows, list[int], dict[int, list[bool]]]:
         """A run read twice behind so many tokens, which of its queries stand for any, and which KV
         heads of the layers that see all positions look things up."""
+        habits, places, back = self._run_twice(count)
+        every = sorted((one for heads in back.values() for one in heads), reverse=True)
+        least = every[max(1, round(len(every) / LOOKING_UP)) - 1]
+        return habits, places, {
+            layer: [one >= least for one in heads] for layer, heads in back.items()
+        }
+
+    def _run_twice(self, count: int) -> tuple[Rows, list[int], dict[int, list[float]]]:
         vocabulary = self.model.config.get_text_config().vocab_size
         ids, habits = run_twice(vocabulary), Rows()
         places = list(kept_places(len(ids) // 2))
         # Read where its queries are wanted: behind the prompt. Distances are all that RoPE sees.
         self._step(habits, ids, count - places[0])
         whole = [layer for layer in habits.keys if not habits.windows[layer]]
-        back = {layer: self._looks_back(habits, layer) for layer in whole}
-        every = sorted((one for heads in back.values() for one in heads), reverse=True)
-        least = every[max(1, round(len(every) / LOOKING_UP)) - 1]
-        return habits, places, {
-            layer: [one >= least for one in heads] for layer, heads in back.items()
-        }
+        return habits, places, {layer: self._looks_back(habits, layer) for layer in whole}
 
     def _standing_out(self, rows: Rows, count: int) -> torch.Tensor:
         """What least squares over a head's keys cannot tell of each, in float64."""
@@ -296,7 +326,7 @@ class NativeReference:
                 for part in (rows.keys[layer], rows.values[layer])
             )
             # All stand before what follows, so which of them they are says nothing but that.
-            after.positions[layer] = stay
+            after.positions[layer] = stay[: len(places[0])]
             after.windows[layer] = rows.windows[layer]
         token, tokens, logprobs, leads = ids[-1], [], [], []
         for step in range(max_tokens):

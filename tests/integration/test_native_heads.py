@@ -24,9 +24,17 @@ ROUNDING = 12
 """Places by which a token of a head's own order may be off."""
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma-2", "gemma-3", "qwen3", "glm-4"])
+@pytest.fixture(scope="module", params=["llama", "gemma-2", "gemma-3", "qwen3", "glm-4",
+                                        "llama grouped"])
 def folder(request, tmp_path_factory):
-    return make_model(request.param, tmp_path_factory.mktemp("heads"))
+    family, *_ = request.param.split()
+    return make_model(family, tmp_path_factory.mktemp(request.param.replace(" ", "_")))
+
+
+@pytest.fixture(scope="module")
+def layers(folder):
+    """Of all entries, what layers that look things up get."""
+    return {"layer_share": 0.6 if "grouped" in str(folder) else 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +43,9 @@ def reference(folder):
 
 
 @pytest.fixture(scope="module")
-def llm(folder, reference):
+def llm(folder, reference, layers):
     with engine(
-        folder, QuickMergeConfig(delivery="native"), skip_tokenizer_init=True,
+        folder, QuickMergeConfig(delivery="native", **layers), skip_tokenizer_init=True,
         max_num_batched_tokens=256,
     ) as llm:
         yield reading_hints(llm)
@@ -61,7 +69,7 @@ HINT = tuple(random_prompt(20, 5))
 
 @pytest.mark.parametrize(("hint", "visible"), [((), True), (HINT, True), ((), False)],
                          ids=["alone", "with a hint", "blind"])
-def test_heads_keep_what_they_look_at(live, reference, chosen, hint, visible):
+def test_heads_keep_what_they_look_at(live, reference, layers, chosen, hint, visible):
     for ids in PROMPTS:
         chosen.clear()
         params = greedy(
@@ -73,12 +81,12 @@ def test_heads_keep_what_they_look_at(live, reference, chosen, hint, visible):
         assert report["status"] == "compressed", report
         assert report["saliency"] == ("query" if visible else "leverage")
         ask = {"block_size": BLOCK, "max_tokens": TOKENS, "special": (0, 1, 2), "hint": hint,
-               "query_visible": visible, **OPTIONS}
+               "query_visible": visible, **OPTIONS, **layers}
         want = reference.generate(ids, **ask)
         assert len(chosen) == len(want.heads) > 0
         own, differ = {}, 0
         for (layer, heads), kept in zip(want.heads.items(), chosen, strict=True):
-            k = report["kept_tokens"]
+            k = want.sizes.get(layer, report["kept_tokens"])
             assert kept.shape == (len(heads.places), k)
             own[layer] = kept[:, :-1].tolist()
             for mine, place in zip(kept, heads.places, strict=True):
@@ -92,7 +100,7 @@ def test_heads_keep_what_they_look_at(live, reference, chosen, hint, visible):
         want.check(out.outputs[0], 1)
 
 
-def test_where_nothing_may_look_what_stands_out_stays(live, reference):
+def test_where_nothing_may_look_what_stands_out_stays(live, reference, layers):
     options = {"ratio": 0.4, "head_share": 0.0, "query_visible": False}
     for ids in PROMPTS:
         params = greedy(TOKENS, details=True, **options)
@@ -100,7 +108,7 @@ def test_where_nothing_may_look_what_stands_out_stays(live, reference):
         (out,) = live.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
         found = out.kv_transfer_params["quickmerge"]["details"]["kept_indices"]
         want = reference.generate(
-            ids, block_size=BLOCK, max_tokens=TOKENS, special=(0, 1, 2), **options
+            ids, block_size=BLOCK, max_tokens=TOKENS, special=(0, 1, 2), **options, **layers
         ).of(found)
         assert found == want.kept
         want.check(out.outputs[0], 1)

@@ -1,8 +1,8 @@
 """The life of requests whose prompts vLLM prefills: whenever one ends, nothing stays behind.
 
-A decoder whose layers are alike, as vLLM schedules on a CPU, and one with sliding-window layers and
-block tables of their own, with the asynchronous scheduling of GPUs. Steps are short, so that
-prompts take several.
+A decoder whose layers are alike, as vLLM schedules on a CPU; the same with layers that keep more
+than others; and one with sliding-window layers and block tables of their own, with the asynchronous
+scheduling of GPUs. Steps are short, so that prompts take several.
 """
 
 from __future__ import annotations
@@ -24,28 +24,37 @@ LENGTHS = (701, 333, 512)
 PROMPTS = [random_prompt(length, 20 + length) for length in LENGTHS]
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma-3"])
+@pytest.fixture(scope="module", params=["llama", "gemma-3", "llama grouped"])
 def folder(request, tmp_path_factory):
-    return make_model(request.param, tmp_path_factory.mktemp("native"))
+    family, *_ = request.param.split()
+    return make_model(family, tmp_path_factory.mktemp(request.param.replace(" ", "_")))
 
 
 @pytest.fixture(scope="module")
-def reference(folder):
+def share(folder):
+    """Of all entries, what layers that look things up get."""
+    return 0.6 if "grouped" in str(folder) else 0.0
+
+
+@pytest.fixture(scope="module")
+def reference(folder, share):
     model = NativeReference(str(folder))
 
     def get(ids, ratio=0.4):
         return model.generate(
-            ids, block_size=BLOCK, max_tokens=STEPS, ratio=ratio, special=(0, 1, 2), first=True
+            ids, block_size=BLOCK, max_tokens=STEPS, ratio=ratio, special=(0, 1, 2), first=True,
+            layer_share=share,
         )
 
     return get
 
 
 @pytest.fixture(scope="module")
-def llm(folder, reference):
-    ahead = "gemma" in folder.name
+def llm(folder, reference, share):
+    ahead = "gemma" in folder.name or bool(share)
+    config = QuickMergeConfig(delivery="native", head_share=0.0, layer_share=share)
     with forced_async(ahead), engine(
-        folder, QuickMergeConfig(delivery="native", head_share=0.0), skip_tokenizer_init=True,
+        folder, config, skip_tokenizer_init=True,
         max_num_batched_tokens=256, max_num_seqs=8,
     ) as llm:
         assert (llm.llm_engine.engine_core.engine_core.batch_queue is not None) is ahead
@@ -84,7 +93,8 @@ def test_prompts_in_several_steps_equal_the_reference(live, reference):
     got = run(live, PROMPTS, greedy(STEPS))
     for ids, (tokens, report) in zip(PROMPTS, got, strict=True):
         want = reference(ids)
-        assert report["kept_tokens"] == len(want.kept)
+        sizes = want.sizes or {0: len(want.kept)}
+        assert report["kept_tokens"] == sum(sizes.values()) / len(sizes)
         assert tokens[: want.decided()] == want.tokens[: want.decided()]
 
 
@@ -106,7 +116,7 @@ def test_a_second_question_finds_the_documents_plain_blocks(live, reference):
         found = []
         for ids in prompts:
             (out,) = live.generate(
-                [{"prompt_token_ids": ids}], greedy(STEPS, **way), use_tqdm=False
+                [{"prompt_token_ids": ids}], greedy(STEPS, details=True, **way), use_tqdm=False
             )
             report = out.kv_transfer_params["quickmerge"]
             found.append(report.get("prefill_cached_tokens", out.num_cached_tokens))
@@ -115,7 +125,9 @@ def test_a_second_question_finds_the_documents_plain_blocks(live, reference):
     assert hits[False] == hits[True]
     assert hits[False][0] == 0
     assert hits[False][2] == 600 // BLOCK * BLOCK
-    want, got = reference(prompts[2]), list(out.outputs[0].token_ids)
+    want = reference(prompts[2]).of(report["details"]["kept_indices"])
+    got = list(out.outputs[0].token_ids)
+    assert report["details"]["kept_indices"] == want.kept
     assert got[: want.decided()] == want.tokens[: want.decided()]
 
 
@@ -174,7 +186,7 @@ def test_preempted_requests_give_the_same_tokens(live, cold, steps):
     assert drain(live) == dict(zip("abc", alone, strict=True))
 
 
-def test_a_prefill_that_is_preempted_again_and_again_gives_up(live, folder):
+def test_a_prefill_that_is_preempted_again_and_again_gives_up(live, folder, share):
     add(live, "r", PROMPTS[0])
     scheduler, reports = scheduler_of(live), []
     while live.llm_engine.has_unfinished_requests():
@@ -185,7 +197,8 @@ def test_a_prefill_that_is_preempted_again_and_again_gives_up(live, folder):
         preempt(scheduler, victims, drop_stale_output=True)
         forget_blocks(scheduler)
     assert len(reports) == 1
-    if "llama" in folder.name:  # a step that was scheduled ahead ends the prompt all the same
+    # A step that was scheduled ahead ends the prompt all the same.
+    if "llama" in folder.name and not share:
         assert "preempted its prefill 3 times" in reports[0]["reason"]
 
 

@@ -225,7 +225,7 @@ def test_every_option_of_the_configuration_is_a_flag_of_the_server(run):
         "min_kept": 2, "protect_first": 5, "protect_last": 33, "protect_ranges": [[100, 140]],
         "keep_roles": ["system", "user"], "saliency": "query", "encoder_layers": 9,
         "window_layers": 3, "score_layers": [2, 5], "logit_scale": 20.0,
-        "head_share": 0.3, "grouping": "knn", "hint": "Who said what?",
+        "head_share": 0.3, "layer_share": 0.5, "grouping": "knn", "hint": "Who said what?",
         "merge": "mean", "epsilon": 0.1, "delivery": "prefill", "positions": "compact",
         "encoder_chunk_tokens": 512, "max_source_tokens": 4000, "max_live_jobs": 2,
         "job_memory_share": 0.2, "memo_bytes": 1000, "allow_options": ["details", "saliency"],

@@ -13,7 +13,8 @@ from qm_vllm.config import ConfigError, QuickMergeConfig
 from qm_vllm.request_options import parse_request_args, request_args
 
 NUMBERS = (
-    "ratio", "alpha", "head_share", "logit_scale", "epsilon", "job_memory_share",
+    "ratio", "alpha", "head_share", "layer_share", "logit_scale", "epsilon",
+    "job_memory_share",
 )
 COUNTS = {
     "min_tokens": 2, "max_kept": 1, "min_kept": 1, "protect_first": 0, "protect_last": 1,

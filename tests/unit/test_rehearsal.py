@@ -14,7 +14,8 @@ from vllm.v1.worker.gpu.kv_connector import ActiveKVConnector
 from vllm.v1.worker.kv_connector_model_runner_mixin import KVConnectorModelRunnerMixin
 
 from qm_vllm_patches import checks, scheduler
-from qm_vllm_patches.rehearsal import ACTS, rehearse
+from qm_vllm_patches.layer_groups import LayerGroupManager
+from qm_vllm_patches.rehearsal import ACTS, GROUPS, rehearse
 
 HELD = ("a request held back", "a request held back, scheduling ahead")
 V1, V2 = "steps of Model Runner V1", "steps of Model Runner V2"
@@ -27,6 +28,20 @@ def missed():
 def test_the_installed_vllm_plays_its_part():
     assert [name for name, _ in rehearse()] == list(ACTS) == [*HELD, V1, V2]
     assert not missed()
+
+
+def test_layers_that_keep_less_get_the_placeholder():
+    assert rehearse(GROUPS) == [(name, None) for name in GROUPS]
+
+
+@pytest.mark.parametrize(("name", "otherwise"), [
+    ("find_longest_cache_hit", "34 are computed"),
+    ("add_local_computed_blocks", "begin at block [0, 0] and not at [0, 1]"),
+    ("get_num_skipped_tokens", "begin at block [0, 0] and not at [0, 1]"),
+])
+def test_a_vllm_that_asks_a_manager_otherwise_has_no_such_layers(monkeypatch, name, otherwise):
+    monkeypatch.delattr(LayerGroupManager, name)
+    assert [problem for _, problem in rehearse(GROUPS) if problem and otherwise in problem]
 
 
 def test_it_leaves_nothing_behind_and_says_nothing(vllm_log):

@@ -9,7 +9,7 @@ blocks, and the functions with which the model runners talk to a connector are c
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -31,17 +31,25 @@ ACTS: dict[str, Callable[[Any], None]] = {
     "steps of Model Runner V2": runner_v2,
 }
 
+GROUPS = {
+    "layers that keep less": partial(serve, kind=SyncShadowScheduler, ahead=False, grouped=True),
+    "layers for which less is brought": partial(
+        serve, kind=SyncShadowScheduler, ahead=False, grouped=True, brings=True
+    ),
+}
+"""What an engine needs beside that whose layers do not all keep as much."""
+
 NOISY = tuple(
     f"vllm.distributed.kv_transfer.kv_connector.{name}" for name in ("factory", "v1.base")
 )
 """They log each connector that is made."""
 
 
-def rehearse() -> list[Outcome]:
+def rehearse(acts: Mapping[str, Callable[[Any], None]] = ACTS) -> list[Outcome]:
     """Serve one request in each kind of scheduler, and play steps of each model runner."""
     with _quiet():
         config = bare_config()
-        return [(name, _problem(act, config)) for name, act in ACTS.items()]
+        return [(name, _problem(act, config)) for name, act in acts.items()]
 
 
 @contextmanager

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-def serve(config: Any, kind: type, *, ahead: bool) -> None:
+def serve(
+    config: Any, kind: type, *, ahead: bool, grouped: bool = False, brings: bool = False
+) -> None:
     """One request from its arrival to its report.
 
     Args:
         config: of the small engine. kind: class of its scheduler; it schedules ``ahead``.
+        grouped: its layers have block tables of their own, and one of two keeps less.
+        brings: what was kept is brought by the connector, and not found in the prefix cache.
 
     Raises:
         Missed: something does not happen.
@@ -36,10 +40,11 @@ def serve(config: Any, kind: type, *, ahead: bool) -> None:
 
     config.scheduler_config.async_scheduling = ahead
     scheduler: Any = kind(
-        vllm_config=config, kv_cache_config=small_cache(), structured_output_manager=_Grammars(),
-        block_size=BLOCK,
+        vllm_config=config, kv_cache_config=small_cache(grouped=grouped),
+        structured_output_manager=_Grammars(), block_size=BLOCK,
     )
     half: Listener = scheduler.connector.scheduler_side
+    half.holes, half.brings = [0, 1] if grouped else [0], brings
     params = SamplingParams(max_tokens=len(ANSWER))
     scheduler.add_request(
         Request("held", list(range(PROMPT)), params, None, block_hasher=_hashes)
@@ -68,7 +73,7 @@ def serve(config: Any, kind: type, *, ahead: bool) -> None:
 
     computed, told = go("shadow", ANSWER[0])
     blocks = [len(group) for shadow in half.steps for group in shadow.blocks]
-    expect((computed, blocks) == (PROMPT, [PROMPT // BLOCK]),
+    expect((computed, blocks) == (PROMPT, [PROMPT // BLOCK] * len(half.holes)),
            f"a shadow of {PROMPT} tokens is computed in {computed} and in {blocks} blocks")
     expect(not told and {"first_token", "shadow_ended"} <= set(half.heard),
            "the end of a shadow is not heard (request_finished), or clients see it")
@@ -76,6 +81,10 @@ def serve(config: Any, kind: type, *, ahead: bool) -> None:
     expect(computed == KEPT % BLOCK + 1,
            f"of {KEPT + 1} kept tokens, {KEPT // BLOCK} blocks of which are published, "
            f"{computed} are computed")
+    tables = scheduler.kv_cache_manager.get_block_ids("held")
+    found = [next(i for i, block in enumerate(table) if block) for table in tables]
+    expect(found == half.holes,
+           f"layers that keep less begin at block {found} and not at {half.holes}")
     last = go("held", ANSWER[2])[1]
     answer = [token for one in (*told, *last) for token in one.new_token_ids]
     expect(answer == ANSWER, f"clients are told {answer} where {ANSWER} was sampled")

@@ -21,9 +21,15 @@ def expect(condition: Any, otherwise: str) -> None:
 
 
 class Listener:
-    """The scheduler's half: holds a request back until a worker has spoken, then keeps K tokens."""
+    """The scheduler's half: holds a request back until a worker has spoken, then keeps K tokens.
+
+    Attributes:
+        holes: of each KV-cache group, the first blocks of a shrunk request that are nobody's.
+        brings: what was kept is brought, and not found in the prefix cache.
+    """
 
     def __init__(self) -> None:
+        self.holes, self.brings = [0], False
         self.heard: list[str] = []
         self.handle: Any = None
         self.store: Any = None
@@ -59,15 +65,19 @@ class Listener:
         elif "first_token" in self.heard and not self.ready:
             kept = self.handle.request.prompt_token_ids[:KEPT]
             self.handle.resize(kept, "salt")
-            blocks = self.store.take(KEPT // BLOCK)
-            self.store.publish(self.handle, blocks)
-            self.store.give_back(blocks)
+            self.handle.leave_out(max(self.holes))
+            for group, hole in enumerate(() if self.brings else self.holes):
+                blocks = self.store.take(KEPT // BLOCK - hole)
+                self.store.publish(self.handle, blocks, group, hole)
+                self.store.give_back(blocks)
             self.shadows.begin(self.handle, ANSWER[0])
             self.ready = True
 
     def matched_tokens(self, request_id: str, computed: int) -> int | None:
         self.heard.append("matched_tokens")
-        return 0 if self.ready else None
+        if not self.ready:
+            return None
+        return KEPT // BLOCK * BLOCK - computed if self.brings else 0
 
     def step_message(self, tokens: int, shadows: Sequence[Any], counts: Any) -> str:
         self.steps = shadows
@@ -156,11 +166,18 @@ def bare_config() -> Any:
     return config
 
 
-def small_cache() -> Any:
+def small_cache(*, grouped: bool = False) -> Any:
+    """Of one layer, or of two of which the second keeps less."""
     import torch
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 
     spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=8, dtype=torch.float32)
+    specs = {"one": spec}
+    if grouped:
+        from qm_vllm_patches.layer_groups import grouped as in_groups
+
+        specs = in_groups({"one": spec, "two": spec}, ["one"])
     return KVCacheConfig(
-        num_blocks=BLOCKS, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["one"], spec)]
+        num_blocks=BLOCKS, kv_cache_tensors=[],
+        kv_cache_groups=[KVCacheGroupSpec([name], own) for name, own in specs.items()],
     )

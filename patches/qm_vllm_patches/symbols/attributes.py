@@ -25,7 +25,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "make_stats", "requests", "schedule", "update_from_output",
     ),
     "KVCacheManager": (
-        "coordinator", "create_kv_cache_blocks", "enable_caching", "get_block_ids",
+        "block_pool", "coordinator", "create_kv_cache_blocks", "enable_caching", "get_block_ids",
         "prefix_cache_lookup_enabled", "prefix_cache_stats", "record_prefix_cache_stats",
     ),
     "PrefixCacheStats": ("record",),
@@ -44,6 +44,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "Renderer": ("default_chat_tok_params", "default_cmpl_tok_params", "model_config"),
     "EngineCoreOutputs": ("outputs",),
     "SlidingWindowSpec": ("sliding_window",),
+    "FullAttentionSpec": ("is_uniform_with_collection", "merge"),
+    "FullAttentionManager": (
+        "add_local_computed_blocks", "allocate_external_computed_blocks",
+        "block_pool", "block_size", "find_longest_cache_hit",
+        "get_num_blocks_to_allocate", "get_num_skipped_tokens", "kv_cache_spec",
+    ),
+    "KVCacheSpecRegistry": ("_ensure_registered", "register"),
     "UniformTypeKVCacheSpecs": ("kv_cache_specs",),
     "SamplingParams": (
         "__struct_fields__", "allowed_token_ids", "clone", "eos_token_id", "extra_args",
@@ -52,7 +59,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "BlockPool": (
         "cache_full_blocks", "enable_caching", "free_blocks", "get_new_blocks",
-        "get_num_free_blocks", "num_gpu_blocks", "reset_prefix_cache",
+        "get_num_free_blocks", "null_block", "num_gpu_blocks", "reset_prefix_cache",
     ),
     "KVCacheBlock": ("block_id",),
     "KVCacheBlocks": ("get_block_ids",),
@@ -81,7 +88,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
     "SchedulerConfig": (
-        "async_scheduling", "max_num_batched_tokens", "policy", "scheduler_cls",
+        "async_scheduling", "disable_hybrid_kv_cache_manager", "max_num_batched_tokens", "policy",
+        "scheduler_cls",
     ),
     "CompilationConfig": ("cudagraph_mode",),
     "DeviceConfig": ("device_type",),
@@ -97,8 +105,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "KVCacheGroupSpec": ("kv_cache_spec", "layer_names"),
     "KVCacheSpec": ("block_size", "page_size_bytes"),
     "Worker": (
-        "determine_available_memory", "device", "initialize_from_config", "model_runner",
-        "vllm_config",
+        "determine_available_memory", "device", "get_kv_cache_spec", "initialize_from_config",
+        "model_runner", "vllm_config",
     ),
     "ModelRunner": (
         "_bookkeeping_sync", "_sample", "_set_active_loras", "attn_groups",
@@ -111,11 +119,17 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "RopeState": ("prefill_delta",),
     "InputBatch": ("generators", "num_reqs", "req_ids"),
     "CpuGpuBuffer": ("np",),
-    "AttentionGroup": ("build_metadata", "kv_cache_spec", "layer_names"),
+    "AttentionGroup": ("build_metadata", "kv_cache_spec", "layer_names", "metadata_builders"),
+    "AttentionMetadataBuilder": ("build", "kv_cache_spec", "update_block_table"),
+    "CommonAttentionMetadata": (
+        "_num_computed_tokens_cache", "block_table_tensor", "max_seq_len",
+        "seq_lens", "seq_lens_cpu_upper_bound",
+    ),
     "ForwardContext": ("all_moe_layers",),
+    "AttentionBackend": ("get_name",),
     "Attention": (
-        "head_size", "impl", "kv_sharing_target_layer_name", "layer_name", "num_heads",
-        "num_kv_heads", "sliding_window",
+        "get_attn_backend", "head_size", "impl", "kv_sharing_target_layer_name", "layer_name",
+        "num_heads", "num_kv_heads", "sliding_window",
     ),
     "AttentionImpl": (
         "alibi_slopes", "do_kv_cache_update", "forward", "logits_soft_cap", "scale", "sinks",

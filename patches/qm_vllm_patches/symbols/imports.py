@@ -23,7 +23,9 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
         ("ForwardContext", "get_forward_context", "set_forward_context"),
         "connector.py, own_forward.py, worker_steps.py",
     ),
-    "vllm.model_executor.layers.attention": (("Attention",), "attention_layers.py"),
+    "vllm.model_executor.layers.attention": (
+        ("Attention",), "attention_layers.py, shorter_tables.py",
+    ),
     "vllm.multimodal.inputs": (("MultiModalFeatureSpec", "PlaceholderRange"), "media.py"),
     "vllm.sampling_params": (
         ("SamplingParams",), "requests.py, first_token.py, held_request.py",
@@ -57,7 +59,7 @@ IMPORTS: dict[str, tuple[tuple[str, ...], str]] = {
     "vllm.v1.metrics.stats": (("PrefillStats", "SchedulerStats"), "scheduler.py"),
     "vllm.v1.kv_cache_interface": (
         ("FullAttentionSpec", "KVCacheConfig", "KVCacheGroupSpec", "SlidingWindowSpec"),
-        "settings.py, connector.py, stage.py",
+        "settings.py, connector.py, stage.py, layer_groups.py",
     ),
     "vllm.v1.outputs": (
         ("KVConnectorOutput", "ModelRunnerOutput"), "connector.py, held_request.py",
@@ -109,5 +111,7 @@ ELSEWHERE: dict[str, tuple[tuple[str, ...], str]] = {
     "vllm.model_executor.models.llama": (("LlamaForCausalLM",), "served_prior.py"),
     "vllm.model_executor.models.utils": (("WeightsMapper",), "served_prior.py"),
     "vllm.v1.attention.backend": (("CommonAttentionMetadata",), "own_forward.py"),
+    "vllm.v1.core.single_type_kv_cache_manager": (("FullAttentionManager",), "layer_groups.py"),
+    "vllm.v1.kv_cache_spec_registry": (("KVCacheSpecRegistry",), "layer_groups.py"),
 }
 """Used by commands, by the prior, or when a model is looked into, which fails with a sentence."""

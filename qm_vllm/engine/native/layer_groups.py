@@ -14,6 +14,7 @@ from qm_vllm.engine.adapters import FAMILIES
 from qm_vllm.engine.agreement import OtherRankFailed, together
 from qm_vllm.engine.native.layers import CannotDeliver, look_up_layers
 from qm_vllm_patches.log import get_logger
+from qm_vllm_patches.rehearsal import GROUPS, rehearse
 from qm_vllm_patches.settings import EngineSettings
 from qm_vllm_patches.shorter_tables import unknown_backend
 
@@ -64,6 +65,9 @@ def chosen_layers(
     reason = no_groups(settings) or unknown_backend(model)
     if reason is None:
         try:
+            for _, problem in rehearse(GROUPS):
+                if problem is not None:
+                    raise CannotDeliver(problem)
             return together(
                 lambda: look_up_layers(model, runner, names, device, settings.max_model_len)
             )
