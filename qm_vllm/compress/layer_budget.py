@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+LAYER_SHARE = 0.6
+"""Of all entries, what layers that look things up get (docs/decisions.md)."""
 LEAST, MOST = 6, 2
 """Between one layer of so many and one of so many look things up."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qm_vllm import QuickMergeConfig
-from tests.engines import engine, make_tiny_model, random_prompt
+from tests.engines import engine, random_prompt
+from tests.families import make_model
 from tests.integration.generate import greedy, run
 from tests.native_reference import NativeReference
 from tests.tokens import reading_hints, text_of
@@ -16,9 +17,9 @@ HINT = tuple(random_prompt(20, 5))
 OPTIONS = {"ratio": 0.4, "head_share": 0.0}
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "qwen3", "qwen3-moe", "glm-4", "smollm3"])
 def folder(request, tmp_path_factory):
-    return make_tiny_model(request.param, tmp_path_factory.mktemp("groups"))
+    return make_model(request.param, tmp_path_factory.mktemp("groups"))
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def llm(folder, expected):
     import torch
     from vllm.model_executor.models import registry
 
-    config = QuickMergeConfig(delivery="native", head_share=0.0)
+    config = QuickMergeConfig(delivery="native", head_share=0.0, layer_share=0.0)
     # Cohere's norm is compiled on its own, which takes longer than all of this.
     with pytest.MonkeyPatch.context() as patch, torch.compiler.set_stance("force_eager"):
         # Here, not in a process that imports everything again.

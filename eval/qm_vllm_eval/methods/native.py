@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from qm_vllm.calibration import calibrated
-from qm_vllm.compress import choose, choose_for_heads, protected_positions, scores_of_heads
+from qm_vllm.compress import (
+    choose,
+    choose_for_heads,
+    layer_sizes,
+    protected_positions,
+    scores_of_heads,
+)
 from qm_vllm.compress.head_choice import LOOKING_UP_SHARE
+from qm_vllm.compress.layer_budget import LAYER_SHARE
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm_eval.methods import expected_attention as gaussian
 from qm_vllm_eval.methods.base import Method, Request, keep_entries
@@ -65,46 +72,27 @@ class Heads:
         share: of K behind the protected tokens, in heads that do not look things up.
         looking_up: the same in those that do.
         score: what they choose by. text: the same in words.
-        layers: of the entries of all layers, the share of those with heads that look things up;
-            None: all layers keep as many.
+        layers: of the entries of all layers, the share of those that look things up; 0: all layers
+            keep as many.
     """
 
     share: float
     looking_up: float
     score: Score
     text: str
-    layers: float | None = None
+    layers: float = 0.0
 
 
 _DEFAULT = QuickMergeConfig().head_share
 _ANY, _OWN = "what queries of any text attend to", "the head's expected attention"
 VARIANTS: dict[str, Heads | None] = {
-    "native": Heads(_DEFAULT, LOOKING_UP_SHARE, _of_any_text, _ANY),
+    "native": Heads(_DEFAULT, LOOKING_UP_SHARE, _of_any_text, _ANY, LAYER_SHARE),
+    "native-equal-layers": Heads(_DEFAULT, LOOKING_UP_SHARE, _of_any_text, _ANY),
     "native-one-choice": None,
     "native-all-heads": Heads(_DEFAULT, _DEFAULT, _of_any_text, _ANY),
     "native-expected": Heads(_DEFAULT, LOOKING_UP_SHARE, _expected, _OWN),
-    "native-two-budgets": Heads(_DEFAULT, LOOKING_UP_SHARE, _of_any_text, _ANY, layers=0.6),
 }
 """Methods of the bench; None: all heads keep the one choice."""
-
-
-def two_budgets(
-    looking: list[bool], k: int, tokens: int, protected: int, share: float
-) -> list[int]:
-    """How many tokens each layer keeps, k in the mean or a few less.
-
-    Args:
-        looking: of each layer, whether a head of it looks things up. share: of all entries, what
-            these layers get, no less than the others and at most all ``tokens``.
-        protected: what every layer keeps at least.
-    """
-    many, few = sum(looking), len(looking) - sum(looking)
-    if not many or not few:
-        return [k] * len(looking)
-    large = min(tokens, max(k, int(share * k * len(looking) / many)))
-    small = max(protected, (k * len(looking) - large * many) // few)
-    large = min(tokens, (k * len(looking) - small * few) // many)
-    return [large if one else small for one in looking]
 
 
 def compress(heads: Heads | None, request: Request) -> CompressedContext:
@@ -119,10 +107,12 @@ def compress(heads: Heads | None, request: Request) -> CompressedContext:
     if heads is None or choice.protected >= choice.k:
         return keep_entries(request, choice.kept.cpu())
     decoder, held = request.decoder, request.held
-    sizes = [choice.k] * decoder.num_layers
-    if heads.layers is not None:
-        looking = [bool(one.any()) for one in habits_of(decoder).looks_up]
-        sizes = two_budgets(looking, choice.k, request.tokens, choice.protected, heads.layers)
+    looking = habits_of(decoder).looking
+    others = decoder.num_layers // max(1, sum(looking)) - 1 if any(looking) else 0
+    large, small = layer_sizes(
+        choice.k, request.tokens, choice.protected, others, heads.layers
+    )
+    sizes = [large if one else small for one in looking]
     keys, values = [], []
     for layer, k in enumerate(sizes):
         scores = request.once((heads.score, layer), partial(heads.score, request, layer))
@@ -150,6 +140,6 @@ def method(name: str) -> Method:
             f", {heads.share:g} of K behind the protected tokens for each KV head's own "
             f"({heads.text}), {heads.looking_up:g} in the eighth of the heads that look things up"
         )
-    if heads is not None and heads.layers is not None:
-        text += f"; layers with such heads share {heads.layers:g} of all entries"
+    if heads is not None and heads.layers:
+        text += f"; a third of the layers, which do so most, share {heads.layers:g} of all entries"
     return Method(name, text, partial(compress, heads))

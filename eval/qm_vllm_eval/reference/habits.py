@@ -11,6 +11,7 @@ from torch import Tensor
 from qm_vllm.compress import (
     kept_places,
     least_look_back,
+    looking_layers,
     looks_back,
     run_twice,
     standing_out,
@@ -27,12 +28,13 @@ class Habits:
 
     Attributes:
         queries: per layer [H, W, d], before rotation. steps: how far each stands behind the first.
-        looks_up: per layer [KVH] bool.
+        looks_up: per layer [KVH] bool. looking: of each layer, whether it keeps more than others.
     """
 
     queries: list[Tensor]
     steps: Tensor
     looks_up: list[Tensor]
+    looking: list[bool]
 
     def queries_at(self, decoder: Decoder, layer: int, position: int) -> Tensor:
         """[W, H, d], rotated, the first of them at this position."""
@@ -72,4 +74,5 @@ def _learn(decoder: Decoder) -> Habits:
         ))
         queries.append(plain[:, places])
     least = least_look_back(torch.cat(scores))
-    return Habits(queries, places - places[0], [one >= least for one in scores])
+    looking = looking_layers([float(one.max()) for one in scores])
+    return Habits(queries, places - places[0], [one >= least for one in scores], looking)

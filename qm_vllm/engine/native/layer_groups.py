@@ -1,4 +1,4 @@
-"""Layers that look things up keep more than the others: whether, and how many tokens each.
+"""Layers that look things up keep more than the others: whether, and which layers these are.
 
 vLLM keeps a block table for each KV-cache group of layers, so the two kinds of layers are groups of
 their own. That is decided before the cache is made and holds as long as the engine.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from qm_vllm.compress.layer_budget import LAYER_SHARE
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.adapters import FAMILIES
 from qm_vllm.engine.agreement import OtherRankFailed, together
@@ -20,8 +21,6 @@ from qm_vllm_patches.shorter_tables import unknown_backend
 
 logger = get_logger(__name__)
 
-SHARE = 0.6
-"""Of all entries, what layers that look things up get (docs/decisions.md)."""
 
 def wanted_share(config: QuickMergeConfig, settings: EngineSettings) -> float:
     """Of all entries, what layers that look things up shall get; 0: all keep as many.
@@ -34,7 +33,7 @@ def wanted_share(config: QuickMergeConfig, settings: EngineSettings) -> float:
     native = config.delivery == "native" or (
         config.delivery == "auto" and settings.architecture not in FAMILIES
     )
-    return SHARE if config.enabled and native else 0.0
+    return LAYER_SHARE if config.enabled and native else 0.0
 
 
 def no_groups(settings: EngineSettings) -> str | None:

@@ -28,8 +28,7 @@ from tests.engines import random_prompt
 from tests.unit.eval.models import tiny
 
 OWN = [name for name, method in METHODS.items() if method.compress is not None]
-EQUAL = [name for name in OWN if METHODS[name].budget is Budget.GRID
-         and name != "native-two-budgets"]
+EQUAL = [name for name in OWN if METHODS[name].budget is Budget.GRID and name != "native"]
 """Methods that keep as many tokens in every layer."""
 TOKENS = 300
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qm_vllm.compress import kept_places, run_twice
 from qm_vllm_eval.methods import METHODS, Request, native
@@ -41,7 +39,7 @@ def test_one_choice_is_the_plain_kv_where_quickmerge_keeps(prefill):
         assert torch.equal(context.values[number], prefill.values_at(number, kept))
 
 
-EQUAL = [name for name, heads in native.VARIANTS.items() if heads and heads.layers is None]
+EQUAL = [name for name, heads in native.VARIANTS.items() if heads and not heads.layers]
 
 
 @pytest.mark.parametrize("name", EQUAL)
@@ -71,27 +69,12 @@ def test_every_head_holds_k_rows_the_protected_ones_and_some_of_its_own(prefill,
 
 def test_layers_that_look_things_up_may_keep_more_of_the_same_entries(prefill):
     request = Request(prefill, 1, 120)
-    context = METHODS["native-two-budgets"].compress(request)
-    looking = [bool(one.any()) for one in habits_of(prefill.decoder).looks_up]
+    context = METHODS["native"].compress(request)
+    looking = habits_of(prefill.decoder).looking
     sizes = [len(keys[0]) for keys in context.keys]
-    assert 119 - 1 < context.entries <= 119
+    assert context.entries == 119
     assert {size > 119 for size, one in zip(sizes, looking, strict=True) if one} == {True}
     assert {size < 119 for size, one in zip(sizes, looking, strict=True) if not one} == {True}
-
-
-@given(
-    st.lists(st.booleans(), min_size=1, max_size=40), st.integers(1, 500), st.integers(0, 500),
-    st.integers(0, 500), st.floats(0, 1),
-)
-def test_two_budgets_are_one_in_the_mean(looking, protected, more, rest, share):
-    k, tokens = protected + more, protected + more + rest
-    sizes = native.two_budgets(looking, k, tokens, protected, share)
-    assert len(looking) * k - len(looking) < sum(sizes) <= len(looking) * k or max(sizes) == tokens
-    assert protected <= min(sizes) <= max(sizes) <= tokens
-    many = {size for size, one in zip(sizes, looking, strict=True) if one} or {k}
-    few = {size for size, one in zip(sizes, looking, strict=True) if not one} or {k}
-    assert len(many) == len(few) == 1
-    assert max(few) <= k <= max(many)
 
 
 def test_habits_are_learned_once_and_stand_behind_the_prompt(prefill):
