@@ -30,12 +30,12 @@ WAYS = [
 
 
 @contextmanager
-def in_company(folder, ahead, blocks):
+def in_company(folder, ahead, blocks, config=CONFIG):
     """An engine with host memory beside ours, and too few blocks for many prompts."""
     with forced_async(ahead), engine(
         folder, skip_tokenizer_init=True, max_num_batched_tokens=256, max_num_seqs=8,
         num_gpu_blocks_override=blocks, max_model_len=1280, disable_log_stats=False,
-        async_scheduling=ahead, **engine_args(CONFIG, [offloading()]),
+        async_scheduling=ahead, **engine_args(config, [offloading()]),
     ) as llm:
         yield llm
 
