@@ -49,10 +49,11 @@ class ShorterTables:
 
     Args:
         block_size: tokens of an entry of the table. each: entries of a block.
+        rows: the most requests of a step; the place is never taken anew.
     """
 
-    def __init__(self, block_size: int, each: int) -> None:
-        self.block_size, self.each = block_size, each
+    def __init__(self, block_size: int, each: int, rows: int) -> None:
+        self.block_size, self.each, self.rows = block_size, each, rows
         self.table = torch.empty(0, 0, dtype=torch.int32)
         self.lengths = torch.empty(0, dtype=torch.int32)
 
@@ -70,7 +71,8 @@ class ShorterTables:
             return table, lengths
         rows, width = table.shape
         if self.table.shape[0] < rows or self.table.shape[1] != width:
-            self.table, self.lengths = table.clone(), table.new_empty(rows)
+            most = max(rows, self.rows)
+            self.table, self.lengths = table.new_zeros(most, width), table.new_zeros(most)
         skip = leading(table, self.each)
         skip = torch.where(skip < width // self.each * self.each, skip, 0)
         index = torch.arange(width, device=table.device) + skip[:, None]
@@ -83,17 +85,17 @@ class ShorterTables:
         return own, out
 
 
-def shorten(groups: Iterable[Any], block_size: int) -> None:
+def shorten(groups: Iterable[Any], block_size: int, rows: int) -> None:
     """Let the attention of these groups read shorter tables, from now on.
 
     Args:
         groups: vLLM's attention groups, of KV-cache groups whose layers keep less.
-        block_size: tokens of a block of the cache.
+        block_size: tokens of a block of the cache. rows: the most requests of a step.
     """
     for group in groups:
         for builder in group.metadata_builders:
             own = int(builder.kv_cache_spec.block_size)
-            _shorten(builder, ShorterTables(own, block_size // own))
+            _shorten(builder, ShorterTables(own, block_size // own, rows))
 
 
 def _shorten(builder: Any, tables: ShorterTables) -> None:

@@ -8,8 +8,11 @@ from typing import Any
 
 from qm_vllm_patches import company, cpu_seeds
 from qm_vllm_patches.connector import ConnectorBase
+from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.settings import EngineSettings, read_settings
 from qm_vllm_patches.shorter_tables import shorten
+
+logger = get_logger(__name__)
 
 WORKER_BASES = {
     "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
@@ -66,7 +69,10 @@ class WorkerHooks:
             return specs
         from qm_vllm_patches.layer_groups import grouped
 
-        return grouped(specs, more)
+        made = grouped(specs, more)
+        if made is specs:
+            logger.warning("qm_vllm: all layers keep as many tokens: vLLM caches them differently")
+        return made
 
     def determine_available_memory(self) -> int:
         """KV-cache bytes, less what the plug-in keeps."""
@@ -90,10 +96,10 @@ class WorkerHooks:
         device: Any = self.device  # type: ignore[attr-defined]
         if device.type == "cpu":
             cpu_seeds.mend(runner)
-        less = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-        for groups, spec in zip(runner.attn_groups, less, strict=False):
+        specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+        for groups, spec in zip(runner.attn_groups, specs, strict=False):
             if getattr(spec, "keeps_less", False):
-                shorten(groups, spec.block_size)
+                shorten(groups, spec.block_size, config.scheduler_config.max_num_seqs)
         self.model_loaded(connector, read_settings(config), runner.get_model(), device, runner)
 
 

@@ -67,6 +67,11 @@ class EngineFacts:
     hints: Hints = field(default_factory=Hints)
     """Reads what will be asked of a prompt."""
 
+    @property
+    def whole_groups(self) -> int:
+        """KV-cache groups whose layers see all positions."""
+        return max(1, sum(window is None for window in self.windows))
+
     def beyond(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens is longer than vLLM itself reads; one is sampled."""
         return tokens >= self.max_model_len

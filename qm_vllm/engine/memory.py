@@ -113,7 +113,7 @@ def native_bytes(
 
 def memory_to_keep(
     config: QuickMergeConfig, shape: DecoderShape, available: int, *, max_model_len: int,
-    block_size: int,
+    block_size: int, widest: float = 1.0,
 ) -> int:
     """Bytes to set aside for jobs of the memory that the KV cache would get.
 
@@ -124,10 +124,11 @@ def memory_to_keep(
         available: bytes that plain vLLM would give to the KV cache.
         max_model_len: tokens of the longest prompt that vLLM can read.
         block_size: tokens of a KV block.
+        widest: of K, what a layer keeps at most.
     """
     longest = config.max_source_tokens or max_model_len
     share = int(config.job_memory_share * available)
-    wanted = min(job_bytes(config, shape, longest, bound_kept(config, longest)), share)
+    wanted = min(_bytes_of(config, shape, longest, widest), share)
     # One block more than the prompt's is vLLM's own.
     held = min(longest, max_model_len)
     spare = available - (-(-held // block_size) + 1) * block_size * shape.token_bytes
@@ -135,14 +136,22 @@ def memory_to_keep(
     return wanted if spare < 0 else min(wanted, spare)
 
 
+def _bytes_of(
+    config: QuickMergeConfig, shape: DecoderShape, tokens: int, widest: float
+) -> int:
+    kept = min(tokens, int(widest * bound_kept(config, tokens)))
+    return job_bytes(config, shape, tokens, kept)
+
+
 def longest_job(
-    config: QuickMergeConfig, shape: DecoderShape, max_bytes: int, limit: int
+    config: QuickMergeConfig, shape: DecoderShape, max_bytes: int, limit: int,
+    widest: float = 1.0,
 ) -> int:
     """Tokens of the longest prompt whose job holds no more than so many bytes, up to a limit."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        if job_bytes(config, shape, middle, bound_kept(config, middle)) <= max_bytes:
+        if _bytes_of(config, shape, middle, widest) <= max_bytes:
             low = middle
         else:
             high = middle - 1

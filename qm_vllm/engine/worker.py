@@ -19,16 +19,21 @@ class QuickMergeWorkerMixin(WorkerHooks):
     """Sets memory aside for jobs, and attaches the model."""
 
     _job_bytes = 0
+    _widest = 1.0
 
     def keep_more(
         self, settings: EngineSettings, names: Sequence[str], model: Any, device: Any, runner: Any
     ) -> Collection[str]:
         """Layers that look things up, where they shall have more of a prompt than the others."""
         from qm_vllm.engine.connector import configured
-        from qm_vllm.engine.native.layer_groups import chosen_layers
+        from qm_vllm.engine.native.blocks import widest
+        from qm_vllm.engine.native.layer_groups import chosen_layers, wanted_share
 
         config = configured(settings)
-        return chosen_layers(config, settings, names, model, device, runner)
+        found = chosen_layers(config, settings, names, model, device, runner)
+        if found:
+            self._widest = widest(wanted_share(config, settings), len(names) // len(found))
+        return found
 
     def memory_to_keep(self, settings: EngineSettings, available: int, *, profiled: bool) -> int:
         """A share of the KV cache's memory; beside it where nobody measured what is free."""
@@ -40,7 +45,7 @@ class QuickMergeWorkerMixin(WorkerHooks):
         if profiled:
             self._job_bytes = memory_to_keep(
                 config, shape, available, max_model_len=settings.max_model_len,
-                block_size=settings.block_size,
+                block_size=settings.block_size, widest=self._widest,
             )
         else:  # the KV cache was given its size, so this is not taken from it
             self._job_bytes = max(int(config.job_memory_share * available), LEAST)

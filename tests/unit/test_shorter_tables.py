@@ -17,7 +17,7 @@ LENGTHS = torch.tensor([70, 40, 60, 5], dtype=torch.int32)
 
 
 def test_tables_begin_at_the_first_block_that_is_there():
-    table, lengths = ShorterTables(16, 1).shorten(TABLE, LENGTHS)
+    table, lengths = ShorterTables(16, 1, 4).shorten(TABLE, LENGTHS)
     assert lengths.tolist() == [70 - 32, 40, 60 - 16, 5]
     assert table[0, :3].tolist() == [7, 8, 3]
     assert table[1, :3].tolist() == [4, 5, 6]
@@ -28,7 +28,7 @@ def test_tables_begin_at_the_first_block_that_is_there():
 
 def test_rows_without_any_block_stay_as_they_are():
     """Padding, or a step that is made up when a graph is captured."""
-    table, lengths = ShorterTables(16, 1).shorten(TABLE[3:], LENGTHS[3:])
+    table, lengths = ShorterTables(16, 1, 4).shorten(TABLE[3:], LENGTHS[3:])
     assert lengths.tolist() == [5]
     assert table.tolist() == TABLE[3:].tolist()
 
@@ -37,13 +37,13 @@ def test_a_kernel_with_smaller_blocks_sees_the_placeholder_in_parts():
     """Block b is 2b and 2b + 1 there, so the placeholder is 0 and 1."""
     table = torch.stack([torch.stack((2 * row, 2 * row + 1), -1).flatten() for row in TABLE])
     assert leading(table, 2).tolist() == [4, 0, 2, 10]
-    own, lengths = ShorterTables(8, 2).shorten(table.int(), LENGTHS)
+    own, lengths = ShorterTables(8, 2, 4).shorten(table.int(), LENGTHS)
     assert lengths.tolist() == [70 - 32, 40, 60 - 16, 5]
     assert own[0, :6].tolist() == [14, 15, 16, 17, 6, 7]
 
 
 def test_nothing_is_copied_while_nobody_has_holes():
-    tables = ShorterTables(16, 1)
+    tables = ShorterTables(16, 1, 4)
     table, lengths = tables.shorten(TABLE[1:2], LENGTHS[1:2])
     assert table is not None
     assert table.data_ptr() == TABLE[1:2].data_ptr()
@@ -51,9 +51,10 @@ def test_nothing_is_copied_while_nobody_has_holes():
 
 
 def test_graphs_find_the_same_place_again():
-    tables = ShorterTables(16, 1)
-    first = [one.data_ptr() for one in tables.shorten(TABLE, LENGTHS)]
-    assert [one.data_ptr() for one in tables.shorten(TABLE[:3], LENGTHS[:3])] == first
+    """Also after a step with more requests than any before."""
+    tables = ShorterTables(16, 1, 4)
+    first = [one.data_ptr() for one in tables.shorten(TABLE[:3], LENGTHS[:3])]
+    assert [one.data_ptr() for one in tables.shorten(TABLE, LENGTHS)] == first
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Builder:
 @pytest.fixture
 def builder():
     one = Builder()
-    shorten([SimpleNamespace(metadata_builders=[one])], block_size=16)
+    shorten([SimpleNamespace(metadata_builders=[one])], block_size=16, rows=4)
     return one
 
 

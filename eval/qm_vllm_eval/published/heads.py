@@ -9,8 +9,9 @@ from qm_vllm_eval.published.form import Row, Unknown, figure, markdown
 from qm_vllm_eval.published.stored import STUDIES
 
 METHODS = {
-    "quickmerge": "in the model", "native-one-choice": "one choice for all", "native": "heads' own",
-    "native-two-budgets": "two budgets", "native-expected": "own by expected attention",
+    "quickmerge": "in the model", "native-one-choice": "one choice for all",
+    "native-equal-layers": "heads' own", "native": "layers, too",
+    "native-expected": "own by expected attention",
     "kvpress-expected-attention": "ExpectedAttention", "kvpress-snapkv": "SnapKV",
     "kvpress-pyramidkv": "PyramidKV", "kvpress-keydiff": "KeyDiff",
     "kvpress-compactor": "Compactor", "kvpress-kvzip-global": "KVzip",

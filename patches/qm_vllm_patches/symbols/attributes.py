@@ -88,8 +88,8 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         "skip_tokenizer_init", "use_mla", "uses_mrope",
     ),
     "SchedulerConfig": (
-        "async_scheduling", "disable_hybrid_kv_cache_manager", "max_num_batched_tokens", "policy",
-        "scheduler_cls",
+        "async_scheduling", "disable_hybrid_kv_cache_manager", "max_num_batched_tokens",
+        "max_num_seqs", "policy", "scheduler_cls",
     ),
     "CompilationConfig": ("cudagraph_mode",),
     "DeviceConfig": ("device_type",),

@@ -72,6 +72,11 @@ def group_sizes(
     return () if large == small else tuple(small if one else large for one in keep_less)
 
 
+def widest(share: float, groups: int) -> float:
+    """Of K, what a layer keeps at most, where one of so many groups gets this share of all."""
+    return max(1.0, share * groups)
+
+
 def prompt_blocks(
     tokens: int, windows: Sequence[int | None], block_size: int, in_flight_tokens: int
 ) -> int:

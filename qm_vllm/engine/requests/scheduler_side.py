@@ -176,7 +176,8 @@ class SchedulerSide:
         tracked.resize(outcome)
         arrival, spec = tracked.arrival, tracked.spec
         mean = spec.mean_kept(len(outcome.kept))
-        self.tally.compressed(arrival.tokens, mean, self.facts.block_size)
+        facts = self.facts
+        self.tally.compressed(arrival.tokens, mean, facts.block_size, facts.whole_groups)
         # Injected KV is found through the connector: the flag would make vLLM skip it.
         arrival.handle.skips_cache = tracked.skipped_cache and tracked.prefills
         first_tokens.begin_known(tracked, outcome, self.native.shadows)

@@ -9,6 +9,7 @@ from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.facts import EngineFacts
 from qm_vllm.engine.memory import longest_job
 from qm_vllm.engine.messages import WorkerStart
+from qm_vllm.engine.native.blocks import widest
 from qm_vllm.engine.requests.demands import Room
 from qm_vllm.option_checks import NO_HINT
 from qm_vllm_patches.log import get_logger
@@ -48,9 +49,10 @@ def told(
     )
     limits = [room.max_tokens or facts.max_model_len]
     if room.blocks is not None:
-        limits.append(room.blocks * facts.block_size)
+        limits.append(room.blocks * facts.block_size // facts.whole_groups)
+    most = widest(facts.layer_share, facts.whole_groups)
     logger.info(
         "qm_vllm: %.1f MiB are set aside for compression jobs: prompts of up to %s tokens",
-        bound / 2**20, f"{longest_job(config, facts.shape, bound, min(limits)):,}",
+        bound / 2**20, f"{longest_job(config, facts.shape, bound, min(limits), most):,}",
     )
     return room

@@ -20,12 +20,17 @@ class Tally:
         """A request went to plain vLLM, for a reason of this kind."""
         self.fallbacks[kind] += 1
 
-    def compressed(self, source: int, kept: int, block_size: int) -> None:
-        """A request was resized from ``source`` to ``kept`` tokens."""
+    def compressed(self, source: int, kept: int, block_size: int, groups: int = 1) -> None:
+        """A request was resized from ``source`` to ``kept`` tokens, in the mean of its layers.
+
+        Args:
+            groups: of layers that see all positions, with block tables of their own.
+        """
         self.counts["compressed"] += 1
         self.counts["source_tokens"] += source
         self.counts["kept_tokens"] += kept
-        self.counts["blocks_saved"] += -(-source // block_size) - -(-kept // block_size)
+        saved = -(-source // block_size) - -(-kept // block_size)
+        self.counts["blocks_saved"] += saved * groups
 
     def job(self, seconds: float | None) -> None:
         """A job ended: its worker seconds, or None if it failed."""
