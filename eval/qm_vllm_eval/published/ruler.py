@@ -19,7 +19,7 @@ LENGTH = 4096
 TIMES = (2, 4, 8, 16)
 """How many times smaller the KV becomes; a ratio is one over it."""
 PLAIN, REFERENCES = "plain", ("none", "plain")
-FIRST = ("native", "native-one-choice", "quickmerge")
+FIRST = ("native", "native-equal-layers", "native-one-choice", "quickmerge")
 """Methods of the plug-in, which stand before the others."""
 NAMES = tuple(task.name for task in TASKS)
 
