@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qm_vllm_eval.published.form import Unknown, figure, markdown, ratio_of
@@ -15,6 +15,8 @@ FOLDERS = {
     "visible": "ruler-qwen2.5-coder-0.5b-visible", "blind": "ruler-qwen2.5-coder-0.5b-blind",
 }
 """Whether the compressor sees the question, and the folder of that study."""
+LATER = "-layers"
+"""Ends the folder's name of a later run, on a processor with other types: it has its own ends."""
 LENGTH = 4096
 TIMES = (2, 4, 8, 16)
 """How many times smaller the KV becomes; a ratio is one over it."""
@@ -41,17 +43,24 @@ Cells = dict[tuple[str, float], dict[str, Cell]]
 """By method and ratio: the tasks that have a score, where no sample failed."""
 
 
-def cells(mode: str) -> Cells:
-    """What a study holds.
+def runs(mode: str) -> list[Cells]:
+    """What a study holds, and what a later run of it does.
 
     Raises:
         Unknown: no such study, or the full prompt lacks a task.
     """
     if mode not in FOLDERS:
         raise Unknown(f"no RULER '{mode}'; there are {', '.join(FOLDERS)}")
-    file = STUDIES / FOLDERS[mode] / "results.csv"
+    found = [_cells(FOLDERS[mode])]
+    if (STUDIES / (FOLDERS[mode] + LATER)).exists():
+        found.append(_cells(FOLDERS[mode] + LATER))
+    return found
+
+
+def _cells(folder: str) -> Cells:
+    file = STUDIES / folder / "results.csv"
     if not file.exists():
-        raise Unknown(f"no file {FOLDERS[mode]}/{file.name}")
+        raise Unknown(f"no file {folder}/{file.name}")
     found: Cells = {}
     with file.open(encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
@@ -64,14 +73,17 @@ def cells(mode: str) -> Cells:
                 float(row["match"]), float(row["kv_bytes"]), int(float(row["samples"]))
             )
     if missing := set(NAMES) - set(found.get((PLAIN, 1.0), {})):
-        raise Unknown(f"{FOLDERS[mode]} has no full prompt of {', '.join(sorted(missing))}")
+        raise Unknown(f"{folder} has no full prompt of {', '.join(sorted(missing))}")
     return found
 
 
-def methods(held: Cells) -> list[str]:
-    """All but the references: the plug-in's first, the others by name."""
-    names = {method for method, _ in held} - set(REFERENCES)
-    return [name for name in FIRST if name in names] + sorted(names - set(FIRST))
+def methods(found: Sequence[Cells]) -> list[tuple[str, Cells]]:
+    """All but the references, each with its run: the plug-in's first, the others by name."""
+    runs_of = {
+        method: held for held in found for method, _ in held if method not in REFERENCES
+    }
+    names = [name for name in FIRST if name in runs_of] + sorted(runs_of.keys() - set(FIRST))
+    return [(name, runs_of[name]) for name in names]
 
 
 def mean(own: Mapping[str, Cell], column: str = "match") -> float:
@@ -83,23 +95,24 @@ def mean(own: Mapping[str, Cell], column: str = "match") -> float:
 
 def table(mode: str) -> str:
     """A method a row: the mean score in full and at each ratio, per cent, and the samples."""
-    held = cells(mode)
     return markdown([
         {
             "method": method, "full": _percent(mean(held[PLAIN, 1.0])),
             **{f"{times}x": _percent(mean(held.get((method, 1 / times), {}))) for times in TIMES},
             "samples a task": _samples(held, method),
         }
-        for method in methods(held)
+        for method, held in methods(runs(mode))
     ])
 
 
 def by_task(mode: str, ratio: str) -> str:
-    """Methods by tasks at one ratio, per cent; the full prompt first."""
-    held = cells(mode)
-    wanted = ratio_of(ratio)
-    lines = [("full prompt", held[PLAIN, 1.0])]
-    lines += [(name, held[name, wanted]) for name in methods(held) if (name, wanted) in held]
+    """Methods by tasks at one ratio, per cent; the full prompt first, that of a later run last."""
+    found, wanted = runs(mode), ratio_of(ratio)
+    lines = [("full prompt", found[0][PLAIN, 1.0])]
+    lines += [
+        (name, held[name, wanted]) for name, held in methods(found) if (name, wanted) in held
+    ]
+    later = [("full prompt, as native", held[PLAIN, 1.0]) for held in found[1:]]
     if len(lines) == 1:
         raise Unknown(f"{FOLDERS[mode]} has nothing at {ratio}")
     return markdown([
@@ -108,7 +121,7 @@ def by_task(mode: str, ratio: str) -> str:
             **{task: _percent(own[task].match) if task in own else "" for task in NAMES},
             "mean": _percent(mean(own)),
         }
-        for name, own in lines
+        for name, own in [*lines, *later]
     ])
 
 

@@ -28,8 +28,9 @@ def draw(file: Path | None = None) -> Path:
     Raises:
         Unknown: a study is missing.
     """
-    held = {mode: ruler.cells(mode) for mode in ruler.FOLDERS}
-    names = [name for own in held.values() for name in ruler.methods(own)]
+    found = {mode: ruler.runs(mode) for mode in ruler.FOLDERS}
+    names = [name for own in found.values() for name, _ in ruler.methods(own)]
+    held = {mode: _joined(own) for mode, own in found.items()}
     looks = _looks(list(dict.fromkeys(names)))
     file = file or ruler.STUDIES / ruler.FOLDERS["visible"] / FILE
     with matplotlib.rc_context(SETTINGS):
@@ -50,6 +51,21 @@ def draw(file: Path | None = None) -> Path:
         figure.legend(handles=ordered, loc="outside right upper", frameon=False, handlelength=2.6)
         figure.savefig(file, format="png", dpi=120)
     return file
+
+
+def _joined(found: list[ruler.Cells]) -> ruler.Cells:
+    """All runs of a study, the bytes of later ones as the first's type would need."""
+    first, joined = ruler.mean(found[0][ruler.PLAIN, 1.0], "kv_bytes"), dict(found[0])
+    for later in found[1:]:
+        factor = first / ruler.mean(later[ruler.PLAIN, 1.0], "kv_bytes")
+        joined |= {
+            (method, ratio): {
+                task: dataclasses.replace(cell, kv_bytes=cell.kv_bytes * factor)
+                for task, cell in own.items()
+            }
+            for (method, ratio), own in later.items() if method not in ruler.REFERENCES
+        }
+    return joined
 
 
 def _looks(names: list[str]) -> dict[str, Style]:

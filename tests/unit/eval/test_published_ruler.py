@@ -84,6 +84,24 @@ def test_methods_by_tasks_at_one_ratio(studies: Path) -> None:
         block("ruler-tasks visible 1/3")
 
 
+def test_a_later_run_has_its_own_full_prompt(studies: Path) -> None:
+    study(studies / ruler.FOLDERS["visible"], [
+        one for one in rows() if one["method"] != "native"
+    ])
+    later = [
+        one | {"match": one["match"] / 2, "kv_bytes": 2 * one["kv_bytes"]}
+        for one in rows() if one["method"] in ("none", "plain", "native")
+    ]
+    study(studies / (ruler.FOLDERS["visible"] + ruler.LATER), later)
+    lines = block("ruler visible").splitlines()
+    assert lines[2] == "| native | 43.0 | 20.5 | 10.5 | 5.5 | 3.0 | 4 |"
+    assert lines[3].startswith("| quickmerge | 86.0 |")
+    lines = block("ruler-tasks visible 1/4").splitlines()
+    assert lines[-1].startswith("| full prompt, as native | 49.0 | 42.5 |")
+    held = ruler_plot._joined(ruler.runs("visible"))
+    assert ruler.mean(held["native", 0.5], "kv_bytes") == FULL_BYTES / 2
+
+
 def test_what_there_is_not_is_said(studies: Path) -> None:
     with pytest.raises(Unknown, match="no RULER 'both'"):
         block("ruler both")
