@@ -44,7 +44,7 @@ class InjectReference(NativeReference):
         choice = choose(evidence, config, protected=protected, block_size=block_size)
 
         @torch.inference_mode()
-        def go_on(kept: torch.Tensor) -> Continuation:
+        def go_on(kept: torch.Tensor, _: list[int]) -> Continuation:
             with _entering(layers[depth], self._merged(seen[0], kept, choice, config)):
                 upper = Rows()
                 self._run(upper, [ids[i] for i in kept[:-1]], kept[:-1])

@@ -99,6 +99,7 @@ class Continuation:
     Attributes:
         close: positions of which some might as well stay and others not: which of two that rank
             alike comes first depends on a processor's rounding.
+        others, close_others: the same of layers that keep less than others.
         again: what follows if others stay.
         heads: what was chosen of, by each layer whose heads choose.
         sizes: how many positions each layer keeps, where they differ.
@@ -109,17 +110,34 @@ class Continuation:
     logprobs: list[float]
     leads: list[float]
     close: frozenset[int] = frozenset()
-    again: Callable[[torch.Tensor], Continuation] | None = None
+    others: list[int] = field(default_factory=list)
+    close_others: frozenset[int] = frozenset()
+    again: Callable[[torch.Tensor, list[int]], Continuation] | None = None
     heads: dict[int, OwnChoice] = field(default_factory=dict)
     sizes: dict[int, int] = field(default_factory=dict)
 
-    def of(self, kept: list[int]) -> Continuation:
-        """What follows where these positions stayed; itself if that is another choice."""
-        exchanged = set(kept) ^ set(self.kept)
-        if not exchanged or not exchanged <= self.close or len(kept) != len(self.kept):
+    def of(self, kept: list[int], others: list[int] | None = None) -> Continuation:
+        """What follows where these positions stayed; itself if that is another choice.
+
+        Args:
+            others: in layers that keep less than others.
+        """
+        others = self.others if others is None else others
+        exchanged = set(kept) ^ set(self.kept), set(others) ^ set(self.others)
+        sizes = (len(kept), len(others)) == (len(self.kept), len(self.others))
+        near = exchanged[0] <= self.close and exchanged[1] <= self.close_others
+        if not any(exchanged) or not near or not sizes:
             return self
         assert self.again is not None
-        return self.again(torch.tensor(kept))
+        return self.again(torch.tensor(kept), others)
+
+    def reported(self, report: dict[str, Any]) -> Continuation:
+        """What follows where those positions stayed that a report with details names."""
+        details = report["details"]
+        want = self.of(details["kept_indices"], details.get("kept_indices_others"))
+        assert details["kept_indices"] == want.kept
+        assert details.get("kept_indices_others", []) == want.others
+        return want
 
     def check(self, found: Any, least: int) -> None:
         """Compare an engine's answer and its log probabilities, as far as rounding decides nothing.
@@ -198,24 +216,29 @@ class NativeReference:
         choice = choose(evidence, config, protected=protected, block_size=block_size)
         begin, sizes = logits if first else None, {}
         if config.layer_share:
-            sizes = self._sizes(choice, count, config.layer_share, block_size)
+            sizes = self._layer_sizes(choice, count, config.layer_share, block_size)
             choice = choose(evidence, config, protected=protected, k=max(sizes.values()))
         heads = self._of_heads(rows, choice, config.head_share) if config.head_share else {}
         if own is None:
             own = {
                 layer: each.best(sizes.get(layer, choice.k)) for layer, each in heads.items()
             }
-        for layer in sizes.keys() - own.keys():
-            best = choice.order[: sizes[layer]].sort().values[:-1].tolist()
-            own[layer] = [best] * rows.keys[layer].shape[1]
+        few = min(sizes.values(), default=0)
 
         @torch.inference_mode()
-        def again(kept: torch.Tensor) -> Continuation:
-            return self._go_on(rows, ids, kept, own, max_tokens, begin)
+        def again(kept: torch.Tensor, others: list[int]) -> Continuation:
+            fewer = {
+                layer: [others[:-1]] * rows.keys[layer].shape[1]
+                for layer, size in sizes.items() if size == few
+            }
+            after = self._go_on(rows, ids, kept, fewer | own, max_tokens, begin)
+            return replace(after, others=others)
 
-        return replace(with_ties(choice, again), heads=heads, sizes=sizes)
+        return replace(with_ties(choice, again, few), heads=heads, sizes=sizes)
 
-    def _sizes(self, choice: Choice, count: int, share: float, block: int) -> dict[int, int]:
+    def _layer_sizes(
+        self, choice: Choice, count: int, share: float, block: int
+    ) -> dict[int, int]:
         """How many positions each layer keeps if a third of them, those that look things up most,
         get this share of all, to whole blocks: all that is possible is tried."""
         back = self._run_twice(count)[2]
@@ -341,7 +364,19 @@ class NativeReference:
         return Continuation(kept.tolist(), tokens, logprobs, leads)
 
 
-def with_ties(choice: Choice, again: Callable[[torch.Tensor], Continuation]) -> Continuation:
-    """What follows the choice, and what would follow where tokens that rank like its last stay."""
-    close = choice.order[max(choice.protected, choice.k - CLOSE) : choice.k + CLOSE]
-    return replace(again(choice.kept), close=frozenset(close.tolist()), again=again)
+def with_ties(
+    choice: Choice, again: Callable[[torch.Tensor, list[int]], Continuation], few: int = 0
+) -> Continuation:
+    """What follows the choice, and what would follow where tokens that rank like its last stay.
+
+    Args:
+        few: how many positions stay in layers that keep less than others; 0: all keep as many.
+    """
+    def around(k: int) -> frozenset[int]:
+        return frozenset(choice.order[max(choice.protected, k - CLOSE) : k + CLOSE].tolist())
+
+    others = choice.order[:few].sort().values.tolist()
+    return replace(
+        again(choice.kept, others), close=around(choice.k), again=again,
+        close_others=around(few) if few else frozenset(),
+    )

@@ -46,7 +46,9 @@ def reference(folder):
 
 @pytest.fixture(scope="module")
 def llm(folder, reference):
-    config = QuickMergeConfig(delivery="native", min_tokens=64, head_share=0.0)
+    config = QuickMergeConfig(
+        delivery="native", min_tokens=64, head_share=0.0, layer_share=0.0
+    )
     with forced_async("qwen2" in folder.name), serving(
         folder, config, max_num_batched_tokens=256, max_num_seqs=8,
     ) as llm:

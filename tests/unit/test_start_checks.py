@@ -148,7 +148,7 @@ def test_the_option_of_an_engine_decides_on_newer_versions(monkeypatch):
 
     asked = []
     monkeypatch.setattr(checks, "require", lambda *, strict: asked.append(strict))
-    monkeypatch.setattr(connector, "read_facts", lambda settings, cache: facts())
+    monkeypatch.setattr(connector, "read_facts", lambda settings, cache, share: facts())
     for strict in (False, True):
         options = {"quickmerge": {"strict_version": strict}}
         made = object.__new__(connector.QuickMergeConnector)

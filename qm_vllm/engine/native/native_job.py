@@ -139,10 +139,11 @@ class NativeJob:
                 choice = self._choose(self._evidence(source))
         kept = torch.tensor(spec.kept) if choice is None or spec.kept else choice.kept
         kept = kept.to(self.device)
+        order = self._order(choice, kept)
         with clock.phase("move"):
             if not self._newest_moved:
                 self._move_newest(source, kept.shape[0])
-            self._move(source, kept, self._order(choice, kept))
+            self._move(source, kept, order)
         self.queries.clear()
         finite = torch.ones(1) if choice is None else torch.isfinite(choice.scores).all()[None]
         valid, *found = torch.cat((finite.to(kept), kept)).tolist()  # the host waits once
@@ -159,6 +160,9 @@ class NativeJob:
         if spec.config.details and choice is not None:
             scores = [round(score, 4) for score in choice.scores.tolist()]
             details = {"kept_indices": found, "scores": scores}
+            if spec.group_kept:
+                others = self._best(order, min(spec.group_kept))
+                details["kept_indices_others"] = others.tolist()
         return JobResult(found, figures, details)
 
     @cached_property
