@@ -216,7 +216,7 @@ class NativeReference:
         choice = choose(evidence, config, protected=protected, block_size=block_size)
         begin, sizes = logits if first else None, {}
         if config.layer_share:
-            sizes = self._layer_sizes(choice, count, config.layer_share, block_size)
+            sizes = self._of_layers(choice, count, config.layer_share, block_size)
             choice = choose(evidence, config, protected=protected, k=max(sizes.values()))
         heads = self._of_heads(rows, choice, config.head_share) if config.head_share else {}
         if own is None:
@@ -236,9 +236,7 @@ class NativeReference:
 
         return replace(with_ties(choice, again, few), heads=heads, sizes=sizes)
 
-    def _layer_sizes(
-        self, choice: Choice, count: int, share: float, block: int
-    ) -> dict[int, int]:
+    def _of_layers(self, choice: Choice, count: int, share: float, block: int) -> dict[int, int]:
         """How many positions each layer keeps if a third of them, those that look things up most,
         get this share of all, to whole blocks: all that is possible is tried."""
         back = self._run_twice(count)[2]
