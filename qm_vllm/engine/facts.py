@@ -180,6 +180,11 @@ def no_native(settings: EngineSettings, cache: CacheFacts) -> str | None:
         return f"layers keep something else than keys and values ({', '.join(others)})"
     if any(size != settings.block_size for size in cache.block_sizes):
         return f"KV-cache groups have blocks of {sorted(set(cache.block_sizes))} tokens"
+    return no_native_settings(settings)
+
+
+def no_native_settings(settings: EngineSettings) -> str | None:
+    """The part of :func:`no_native` that is known before there is a KV cache."""
     if settings.quantised:
         return "the KV cache is quantised"
     if settings.speculative:

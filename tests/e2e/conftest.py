@@ -10,6 +10,8 @@ from qm_vllm.assets.embedded import ensure_model
 from qm_vllm.assets.essay import demo_document
 from qm_vllm_eval.serving.tiny_model import TOOLS_TEMPLATE, make_tiny_chat_model
 
+FACT = "7391842"
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
@@ -42,3 +44,23 @@ def essay_ids(smollm2):
         return list(ids[:length])
 
     return cut
+
+
+@pytest.fixture(scope="session")
+def hidden_fact(smollm2, essay_ids):
+    """``hidden_fact(depth)``: ids of an essay that holds a fact at this depth, and asks for it."""
+    from transformers import AutoTokenizer
+
+    tokenizer, essay = AutoTokenizer.from_pretrained(smollm2), essay_ids(1400)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def make(depth: float) -> list[int]:
+        place = int(depth * len(essay))
+        return [
+            *essay[:place], *ids(f"\nThe access code of the harbor gate is {FACT}.\n"),
+            *essay[place:], *ids("\nThe access code of the harbor gate is"),
+        ]
+
+    return make

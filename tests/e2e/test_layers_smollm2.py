@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qm_vllm import QuickMergeConfig
+from tests.e2e.conftest import FACT
 from tests.engines import engine
 from tests.integration.generate import greedy, run
 
@@ -18,17 +19,8 @@ def llm(smollm2):
 
 
 @pytest.mark.parametrize("depth", [0.2, 0.5, 0.8])
-def test_a_fact_survives_in_an_eighth(llm, essay_ids, depth):
-    tokenizer, essay = llm.get_tokenizer(), essay_ids(1400)
-
-    def ids(text):
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    place = int(depth * len(essay))
-    prompt = [
-        *essay[:place], *ids("\nThe access code of the harbor gate is 7391842.\n"), *essay[place:],
-        *ids("\nThe access code of the harbor gate is"),
-    ]
+def test_a_fact_survives_in_an_eighth(llm, hidden_fact, depth):
+    tokenizer, prompt = llm.get_tokenizer(), hidden_fact(depth)
     ((plain, before),) = run(llm, [prompt], greedy(10, enabled=False))
     ((tokens, report),) = run(llm, [prompt], greedy(10, ratio=0.125))
     assert report["status"] == "compressed", report
@@ -36,5 +28,5 @@ def test_a_fact_survives_in_an_eighth(llm, essay_ids, depth):
     assert kept["others"] < report["kept_tokens"] < kept["looking_up"]
     assert report["kept_tokens"] == (10 * kept["looking_up"] + 20 * kept["others"]) // 30
     assert report["kv_bytes"] < before["kv_bytes"] / 5
-    assert "7391842" in tokenizer.decode(plain)
-    assert "7391842" in tokenizer.decode(tokens)
+    assert FACT in tokenizer.decode(plain)
+    assert FACT in tokenizer.decode(tokens)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qm_vllm import QuickMergeConfig
+from tests.e2e.conftest import FACT
 from tests.engines import engine
 from tests.integration.generate import greedy, run
 from tests.reference import Reference
@@ -68,22 +69,13 @@ def test_equals_transformers_reference(llm, smollm2, essay_ids, visible, hint):
 
 
 @pytest.mark.parametrize("depth", [0.2, 0.5, 0.8])
-def test_a_fact_survives_a_choice_that_does_not_see_the_question(llm, essay_ids, depth):
-    tokenizer, essay = llm.get_tokenizer(), essay_ids(1400)
-
-    def ids(text):
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    place = int(depth * len(essay))
-    prompt = [
-        *essay[:place], *ids("\nThe access code of the harbor gate is 7391842.\n"), *essay[place:],
-        *ids("\nThe access code of the harbor gate is"),
-    ]
+def test_a_fact_survives_a_choice_that_does_not_see_the_question(llm, hidden_fact, depth):
+    tokenizer, prompt = llm.get_tokenizer(), hidden_fact(depth)
     ((tokens, report),) = run(llm, [prompt], greedy(10, ratio=0.2, query_visible=False))
     assert report["status"] == "compressed", report
     assert (report["delivery"], report["saliency"]) == ("native", "leverage")
     assert report["kept_tokens"] <= 0.2 * len(prompt)
-    assert "7391842" in tokenizer.decode(tokens)
+    assert FACT in tokenizer.decode(tokens)
 
 
 def transformers_states(folder, ids, dtype):
@@ -136,6 +128,7 @@ def test_dense_encoder_states_match_transformers(smollm2, essay_ids, name):
 SCRIPT = """
 import json, sys
 from qm_vllm import QuickMergeConfig
+from tests.e2e.conftest import FACT
 from tests.engines import engine
 from tests.integration.generate import greedy, run
 folder, ids = sys.argv[1], json.loads(sys.argv[2])

@@ -13,6 +13,7 @@ from qm_vllm.compress.layer_budget import LAYER_SHARE
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm.engine.adapters import FAMILIES
 from qm_vllm.engine.agreement import OtherRankFailed, together
+from qm_vllm.engine.facts import no_native_settings
 from qm_vllm.engine.native.layers import CannotDeliver, look_up_layers
 from qm_vllm_patches.log import get_logger
 from qm_vllm_patches.rehearsal import GROUPS, rehearse
@@ -38,15 +39,9 @@ def wanted_share(config: QuickMergeConfig, settings: EngineSettings) -> float:
 
 def no_groups(settings: EngineSettings) -> str | None:
     """Why an engine cannot have groups of layers; None if it can, as far as settings say."""
-    for present, reason in (
-        (not settings.hybrid_manager, "vLLM's hybrid KV-cache manager is off"),
-        (settings.speculative, "speculative decoding is on"),
-        (settings.quantised, "the KV cache is quantised"),
-        (settings.full_graphs, "cudagraph_mode=FULL hides prefills"),
-    ):
-        if present:
-            return reason
-    return None
+    if not settings.hybrid_manager:
+        return "vLLM's hybrid KV-cache manager is off"
+    return no_native_settings(settings)
 
 
 def chosen_layers(
