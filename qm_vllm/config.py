@@ -64,8 +64,7 @@ class QuickMergeConfig:
     )
     alpha: float | None = option(
         None, check=partial(checks.real, low=0.0, high=1.0), by=REQUEST,
-        help="Keep tokens whose normalised saliency reaches this, in [0, 1] (the paper's "
-             "threshold, 0.45 there)",
+        help="Keep tokens whose normalised saliency reaches this, in [0, 1] (the paper: 0.45)",
     )
     max_error: float | None = option(
         None, check=partial(checks.real, low=0.0, high=1.0), by=REQUEST,
@@ -84,7 +83,8 @@ class QuickMergeConfig:
     )
     protect_last: int = option(
         32, check=partial(checks.integer, low=1), by=REQUEST,
-        help="Tokens at the end of the prompt that always stay (question, end of chat template)",
+        help="Tokens at the end of the prompt that always stay (question, end of chat template); "
+             "with head_share where KV heads look things up",
     )
     protect_special: bool = option(
         True, check=checks.boolean, by=REQUEST,
@@ -138,9 +138,9 @@ class QuickMergeConfig:
         help="Scale of the entropy's cosine logits (eq. 1), greater than 0; sqrt(D) at D = 576",
     )
     head_share: float = option(
-        0.75, check=partial(checks.real, low=0.0, high=1.0), by=RESEARCH,
-        help="Share of the budget, in [0, 1], that each KV head spends on tokens of its own, heads "
-             "that look things up at most 0.05; native delivery alone",
+        1.0, check=partial(checks.real, low=0.0, high=1.0), by=RESEARCH,
+        help="Share of the budget, in [0, 1], that a KV head which looks nothing up spends on "
+             "tokens of its own; less the more it does, at most 0.05; native delivery alone",
     )
 
     # --- stage 2: grouping and merging -------------------------------------------------------

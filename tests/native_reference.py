@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from qm_vllm import QuickMergeConfig
 from qm_vllm.compress import (
@@ -28,57 +28,10 @@ from qm_vllm.compress.head_choice import LOOKING_UP_SHARE
 from qm_vllm.compress.head_habits import LOOKING_UP
 from qm_vllm.compress.leverage import RIDGE
 from qm_vllm.layers import WINDOW_QUERIES, encoder_depth, window_layers
+from tests.rows_attention import ROWS, Rows
 
-
-@dataclass
-class Rows:
-    """Keys, values and positions of each layer so far, and what the prompt's end looked at."""
-
-    keys: dict[int, torch.Tensor] = field(default_factory=dict)
-    values: dict[int, torch.Tensor] = field(default_factory=dict)
-    positions: dict[int, torch.Tensor] = field(default_factory=dict)
-    windows: dict[int, int | None] = field(default_factory=dict)
-    weights: dict[int, torch.Tensor] = field(default_factory=dict)
-    queries: dict[int, torch.Tensor] = field(default_factory=dict)
-    scales: dict[int, tuple[float, float]] = field(default_factory=dict)
-    now: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-
-
-ROWS: list[Rows] = [Rows()]
 CLOSE = 3
 """Places in the order of tokens by which rounding moves one that ranks like others."""
-
-
-def attend(
-    module, query, key, value, attention_mask, scaling, dropout=0.0, sliding_window=None,
-    softcap=None, **_,
-):
-    """Attention over all rows of this layer: [1, H, T, D] to [1, T, H, D]."""
-    rows, layer = ROWS[0], module.layer_idx
-    if layer in rows.keys:
-        key = torch.cat((rows.keys[layer], key), 2)
-        value = torch.cat((rows.values[layer], value), 2)
-        places = torch.cat((rows.positions[layer], rows.now))
-    else:
-        places = rows.now
-    rows.keys[layer], rows.values[layer], rows.positions[layer] = key, value, places
-    rows.windows[layer] = sliding_window
-    each = query.shape[1] // key.shape[1]
-    logits = query @ key.repeat_interleave(each, 1).transpose(2, 3) * scaling
-    if softcap:
-        logits = torch.tanh(logits / softcap) * softcap
-    seen = places <= rows.now[:, None]
-    if sliding_window:
-        seen &= places > rows.now[:, None] - sliding_window
-    weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-    rows.weights[layer] = weights[0, :, -WINDOW_QUERIES:]
-    rows.queries[layer] = query[0]
-    rows.scales[layer] = scaling, softcap or 0.0
-    return (weights @ value.repeat_interleave(each, 1)).transpose(1, 2), None
-
-
-AttentionInterface.register("rows", attend)
-AttentionMaskInterface.register("rows", lambda *_, **__: None)
 
 
 @dataclass(frozen=True)
@@ -210,15 +163,16 @@ class NativeReference:
             evidence.attention = [
                 QueryAttention.of(rows.weights[layer][:, -last:, :count]) for layer in whole
             ]
-        protected = protected_positions(
-            config, count, special=[i for i, one in enumerate(ids) if one in special]
-        )
+        named = [i for i, one in enumerate(ids) if one in special]
+        protected = protected_positions(config, count, special=named)
+        everywhere = protected_positions(config, count, special=named, last=1)
         choice = choose(evidence, config, protected=protected, block_size=block_size)
         begin, sizes = logits if first else None, {}
         if config.layer_share:
             sizes = self._of_layers(choice, count, config.layer_share, block_size)
             choice = choose(evidence, config, protected=protected, k=max(sizes.values()))
-        heads = self._of_heads(rows, choice, config.head_share) if config.head_share else {}
+        end = (protected & ~everywhere).nonzero().flatten().tolist()
+        heads = self._of_heads(rows, choice, config.head_share, end) if config.head_share else {}
         if own is None:
             own = {
                 layer: each.best(sizes.get(layer, choice.k)) for layer, each in heads.items()
@@ -253,24 +207,33 @@ class NativeReference:
         _, large, small = min(found)
         return dict.fromkeys(many, large) | dict.fromkeys(few, small)
 
-    def _of_heads(self, rows: Rows, choice: Choice, share: float) -> dict[int, OwnChoice]:
-        """What each layer that sees all positions chooses by, in float64, one head at a time."""
-        habits, places, looking_up = self._habits(len(choice.order))
+    def _of_heads(
+        self, rows: Rows, choice: Choice, share: float, end: list[int]
+    ) -> dict[int, OwnChoice]:
+        """What each layer that sees all positions chooses by, in float64, one head at a time.
+
+        Args:
+            end: protected positions that stay in heads that look things up.
+        """
+        habits, places, looking = self._habits(len(choice.order))
         found = {}
-        for layer, heads in looking_up.items():
-            shares = [min(share, LOOKING_UP_SHARE) if one else share for one in heads]
+        for layer, heads in looking.items():
             queries = habits.queries[layer][:, places]
-            found[layer] = OwnChoice(self._places(rows, layer, queries, choice, shares))
+            ways = [
+                (min(share, LOOKING_UP_SHARE), []) if one >= 1 else (share * (1 - one / 2), end)
+                for one in heads
+            ]
+            found[layer] = OwnChoice(self._places(rows, layer, queries, choice, ways))
         return found
 
-    def _habits(self, count: int) -> tuple[Rows, list[int], dict[int, list[bool]]]:
-        """A run read twice behind so many tokens, which of its queries stand for any, and which KV
-        heads of the layers that see all positions look things up."""
+    def _habits(self, count: int) -> tuple[Rows, list[int], dict[int, list[float]]]:
+        """A run read twice behind so many tokens, which of its queries stand for any, and how much
+        KV heads of the layers that see all positions look things up: 1 the least of an eighth."""
         habits, places, back = self._run_twice(count)
         every = sorted((one for heads in back.values() for one in heads), reverse=True)
         least = every[max(1, round(len(every) / LOOKING_UP)) - 1]
         return habits, places, {
-            layer: [one >= least for one in heads] for layer, heads in back.items()
+            layer: [one / least for one in heads] for layer, heads in back.items()
         }
 
     def _run_twice(self, count: int) -> tuple[Rows, list[int], dict[int, list[float]]]:
@@ -286,7 +249,7 @@ class NativeReference:
         """What least squares over a head's keys cannot tell of each, in float64."""
         total = torch.zeros(count, dtype=torch.float64)
         for layer, heads in self._habits(count)[2].items():
-            for head in (i for i, one in enumerate(heads) if one):
+            for head in (i for i, one in enumerate(heads) if one >= 1):
                 keys = rows.keys[layer][0, head, :count].double()
                 keys = keys - keys.mean(0)
                 gram = keys.T @ keys
@@ -314,18 +277,20 @@ class NativeReference:
         return [max(found[i : i + each]) for i in range(0, len(found), each)]
 
     def _places(
-        self, rows: Rows, layer: int, queries: torch.Tensor, choice: Choice, shares: list[float]
+        self, rows: Rows, layer: int, queries: torch.Tensor, choice: Choice,
+        ways: list[tuple[float, list[int]]],
     ) -> torch.Tensor:
+        """Places of all tokens, by each head's share and what need not stay of the protected."""
         scale, cap = rows.scales[layer]
         count = len(choice.order)
         keys, values = (part[layer][0, :, :count].double() for part in (rows.keys, rows.values))
         each, result = len(queries) // len(keys), []
         order = choice.order.tolist()
-        for head, share in enumerate(shares):
+        for head, (share, loose) in enumerate(ways):
             logits = queries[head * each : (head + 1) * each].double() @ keys[head].T * scale
             weights = (torch.tanh(logits / cap) * cap if cap else logits).softmax(-1)
             score = (weights.mean(1).sum(0) * values[head].norm(dim=1)).tolist()
-            free = order[choice.protected :]
+            share, free = min(share, 1 - 1e-6), order[choice.protected :] + loose
             own = {one: i for i, one in enumerate(sorted(free, key=lambda j: -score[j]))}
             place = torch.full((count,), -1.0, dtype=torch.float64)
             for turn, one in enumerate(free):

@@ -25,7 +25,7 @@ from qm_vllm.compress.fidelity import (
 )
 from qm_vllm.compress.grouping import GROUPINGS, group_tokens
 from qm_vllm.compress.gumbel import gumbel_softmax_mask, soft_merge
-from qm_vllm.compress.head_choice import choose_for_heads, scores_of_heads
+from qm_vllm.compress.head_choice import HeadOrder, choose_for_heads, scores_of_heads
 from qm_vllm.compress.head_habits import (
     HeadHabits,
     kept_places,
@@ -52,6 +52,7 @@ __all__ = [
     "Compressed",
     "Evidence",
     "HeadHabits",
+    "HeadOrder",
     "QueryAttention",
     "absolute",
     "absolute_saliency",

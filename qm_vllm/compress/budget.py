@@ -76,6 +76,7 @@ def protected_positions(
     *,
     special: Iterable[int] = (),
     ranges: Iterable[tuple[int, int]] = (),
+    last: int | None = None,
 ) -> Tensor:
     """Positions that stay whatever their score.
 
@@ -87,6 +88,7 @@ def protected_positions(
         num_tokens: N.
         special: positions of special tokens, each in [0, N).
         ranges: half-open ranges ``(start, stop)`` of positions, such as turns that stay whole.
+        last: in place of ``protect_last``.
 
     Returns:
         bool [N] on the CPU.
@@ -96,7 +98,7 @@ def protected_positions(
     """
     mask = torch.zeros(num_tokens, dtype=torch.bool)
     mask[: config.protect_first] = True
-    mask[max(0, num_tokens - config.protect_last) :] = True
+    mask[max(0, num_tokens - (config.protect_last if last is None else last)) :] = True
     for start, stop in (*config.protect_ranges, *ranges):
         mask[start:stop] = True
     if config.protect_special:

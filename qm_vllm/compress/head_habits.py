@@ -33,17 +33,18 @@ class HeadHabits:
 
     Attributes:
         queries: [W, H, D], rotated as they stood. place: where the first of them stood.
-        looks_up: [KVH] bool, which KV heads look things up.
+        looking: [KVH] float32, how much each KV head looks things up: :func:`looks_back` in units
+            of :func:`least_look_back`, so that those with 1 or more count among them that do.
     """
 
     queries: Tensor
     place: int
-    looks_up: Tensor
+    looking: Tensor
 
     @cached_property
     def finders(self) -> Tensor:
         """The KV heads that look things up: int64 [F], on the device, read back once."""
-        return self.looks_up.nonzero().flatten()
+        return (self.looking >= 1).nonzero().flatten()
 
 
 def run_twice(vocabulary: int, most: int = 2 * RUN) -> list[int]:
@@ -101,6 +102,7 @@ def least_look_back(scores: Tensor) -> Tensor:
         scores: [M], :func:`looks_back` of all KV heads of all layers.
 
     Returns:
-        A scalar that an eighth of them reach, one at least.
+        A scalar greater than 0 that an eighth of them reach, one at least.
     """
-    return scores.topk(max(1, round(len(scores) / LOOKING_UP))).values[-1]
+    least = scores.topk(max(1, round(len(scores) / LOOKING_UP))).values[-1]
+    return least.clamp(min=torch.finfo(least.dtype).tiny)

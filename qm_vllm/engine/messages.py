@@ -95,11 +95,15 @@ class JobSpec:
         layers."""
         return sum(self.group_kept) // len(self.group_kept) if self.group_kept else kept
 
-    def protected(self) -> torch.Tensor:
-        """Positions that stay whatever their score: bool [N] on the CPU."""
+    def protected(self, last: int | None = None) -> torch.Tensor:
+        """Positions that stay whatever their score: bool [N] on the CPU.
+
+        Args:
+            last: in place of the option protect_last.
+        """
         return protected_positions(
             self.config, len(self.token_ids), special=self.special_positions,
-            ranges=[(start, stop) for _, start, stop in self.turns],
+            ranges=[(start, stop) for _, start, stop in self.turns], last=last,
         )
 
 

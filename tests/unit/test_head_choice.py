@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qm_vllm.compress import choose_for_heads, scores_of_heads
+from qm_vllm.compress import HeadOrder, choose_for_heads, scores_of_heads
+from qm_vllm.compress.head_choice import shares_of_heads
 
 N, WINDOW, HEADS, KV_HEADS, WIDTH = 200, 32, 6, 2, 16
 
@@ -37,49 +38,76 @@ def test_heads_score_tokens_as_each_alone(seed, at_once, cap):
 
 @st.composite
 def choices(draw):
+    """Scores, the order that all follow, what stays in heads that look up and what in all, K, how
+    much heads look things up, and the share of those that do not."""
     heads, count = draw(st.integers(1, 4)), draw(st.integers(1, 40))
-    protected = draw(st.integers(0, count))
-    k = draw(st.integers(max(1, protected), count))
-    order = draw(st.permutations(range(count)))
-    shares = draw(st.lists(st.floats(0, 1), min_size=heads, max_size=heads))
+    protected = torch.tensor(draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    everywhere = protected & torch.tensor(
+        draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    )
+    k = draw(st.integers(max(1, int(protected.sum())), count))
+    order = torch.tensor(draw(st.permutations(range(count))))
+    order = order[protected[order].long().sort(descending=True, stable=True).indices]
+    looking = draw(st.lists(st.floats(0, 2, width=32), min_size=heads, max_size=heads))
     seed = draw(st.integers(0, 99))
     scores = torch.rand(heads, count, generator=torch.Generator().manual_seed(seed))
-    return scores, torch.tensor(order), protected, k, torch.tensor(shares)
+    share = draw(st.floats(0, 1))
+    return scores, order, protected, everywhere, k, torch.tensor(looking), share
 
 
 @given(choices())
-def test_heads_keep_the_protected_and_the_best_of_two_orders(made):
-    scores, order, protected, k, shares = made
-    kept = choose_for_heads(*made)
+def test_heads_keep_what_stays_in_them_and_the_best_of_two_orders(made):
+    scores, order, protected, everywhere, k, looking, share = made
+    ours = HeadOrder.of(order, protected, everywhere, torch.Tensor.to)
+    kept = choose_for_heads(scores, ours, looking, k, share)
     assert kept.shape == (len(scores), k)
-    first, free = order[:protected].tolist(), order[protected:].tolist()
-    for head, score, share in zip(kept.tolist(), scores.tolist(), shares.tolist(), strict=True):
+    marked, all_heads = protected.tolist(), everywhere.tolist()
+    for head, score, look in zip(kept.tolist(), scores.tolist(), looking.tolist(), strict=True):
         assert head == sorted(set(head))
-        assert set(first) <= set(head)
+        finds = look >= 1
+        stays = {i for i, one in enumerate(marked if finds else all_heads) if one}
+        assert stays <= set(head)
+        # The protected end comes last where it need not stay.
+        free = [i for i in order.tolist() if not marked[i]]
+        free += [i for i in order.tolist() if marked[i] and i not in stays]
         own = sorted(free, key=lambda i, score=score: -score[i])
-        share = min(max(share, 1e-6), 1 - 1e-6)
-        place = {
-            i: min(own.index(i) / share, free.index(i) / (1 - share)) for i in free
-        }
-        mine = [place[i] for i in set(head) - set(first)]
-        left = [place[i] for i in set(free) - set(head)]
-        assert not mine or not left or max(mine) <= min(left) * (1 + 1e-5) + 1e-5
+        mine = min(share, 0.05) if finds else share * (1 - look / 2)
+        mine = min(max(mine, 1e-6), 1 - 1e-6)
+        place = {i: min(own.index(i) / mine, free.index(i) / (1 - mine)) for i in free}
+        inside = [place[i] for i in set(head) - stays]
+        outside = [place[i] for i in set(free) - set(head)]
+        assert not inside or not outside or max(inside) <= min(outside) * (1 + 1e-4) + 1e-5
 
 
 @given(choices())
-def test_without_a_share_heads_keep_the_one_choice_and_with_all_their_own(made):
-    scores, order, protected, k, _ = made
-    none, every = (choose_for_heads(scores, order, protected, k, torch.full((len(scores),), one))
-                   for one in (0.0, 1.0))
-    rest = k - protected
-    for head in none.tolist():  # but for one token: each order has a first
-        assert len(set(head) & set(order[:k].tolist())) >= k - min(1, rest)
-    for head, score in zip(every.tolist(), scores, strict=True):
-        marked = score.index_fill(0, order[:protected], 2.0)
-        assert len(set(head) & set(marked.topk(k).indices.tolist())) >= k - min(1, rest)
+def test_without_a_share_heads_keep_the_one_choice(made):
+    scores, order, protected, _, k, looking, _ = made
+    ours = HeadOrder.of(order, protected, protected, torch.Tensor.to)
+    for head in choose_for_heads(scores, ours, looking, k, 0.0).tolist():
+        # But for one token: each order has a first.
+        assert len(set(head) & set(order[:k].tolist())) >= k - min(1, k - int(protected.sum()))
+
+
+@given(choices())
+def test_with_all_of_it_a_head_that_looks_nothing_up_keeps_its_own(made):
+    scores, order, protected, everywhere, k, looking, _ = made
+    ours = HeadOrder.of(order, protected, everywhere, torch.Tensor.to)
+    kept = choose_for_heads(scores, ours, torch.zeros_like(looking), k, 1.0)
+    for head, score in zip(kept.tolist(), scores, strict=True):
+        best = score.masked_fill(everywhere, 2.0).topk(k).indices.tolist()
+        assert len(set(head) & set(best)) >= k - min(1, k - int(everywhere.sum()))
+
+
+def test_a_head_spends_less_on_itself_the_more_it_looks_things_up():
+    looking = torch.tensor([0.0, 0.1, 0.5, 0.999, 1.0, 7.0])
+    assert shares_of_heads(looking, 0.8).tolist() == pytest.approx(
+        [0.8, 0.76, 0.6, 0.4004, 0.05, 0.05]
+    )
+    assert shares_of_heads(looking, 0.02).tolist()[-1] == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(("protected", "k"), [(5, 4), (0, 11)])
 def test_what_cannot_be_kept_is_refused(protected, k):
+    order = HeadOrder(torch.arange(10), 0, protected)
     with pytest.raises(ValueError, match="protected"):
-        choose_for_heads(torch.rand(2, 10), torch.arange(10), protected, k, torch.ones(2))
+        choose_for_heads(torch.rand(2, 10), order, torch.ones(2), k, 1.0)

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from qm_vllm.calibration import calibrated
 from qm_vllm.compress import (
+    HeadOrder,
     choose,
     choose_for_heads,
     layer_sizes,
     protected_positions,
     scores_of_heads,
 )
-from qm_vllm.compress.head_choice import LOOKING_UP_SHARE
 from qm_vllm.compress.layer_budget import LAYER_SHARE
 from qm_vllm.config import QuickMergeConfig
 from qm_vllm_eval.methods import expected_attention as gaussian
@@ -69,28 +69,26 @@ class Heads:
     """What KV heads do for themselves.
 
     Attributes:
-        share: of K behind the protected tokens, in heads that do not look things up.
-        looking_up: the same in those that do.
         score: what they choose by. text: the same in words.
         layers: of the entries of all layers, the share of those that look things up; 0: all layers
             keep as many.
+        alike: they do what those do that look nothing up.
     """
 
-    share: float
-    looking_up: float
     score: Score
     text: str
     layers: float = 0.0
+    alike: bool = False
 
 
-_DEFAULT = QuickMergeConfig().head_share
+_SHARE = QuickMergeConfig().head_share
 _ANY, _OWN = "what queries of any text attend to", "the head's expected attention"
 VARIANTS: dict[str, Heads | None] = {
-    "native": Heads(_DEFAULT, LOOKING_UP_SHARE, _of_any_text, _ANY, LAYER_SHARE),
-    "native-equal-layers": Heads(_DEFAULT, LOOKING_UP_SHARE, _of_any_text, _ANY),
+    "native": Heads(_of_any_text, _ANY, LAYER_SHARE),
+    "native-equal-layers": Heads(_of_any_text, _ANY),
     "native-one-choice": None,
-    "native-all-heads": Heads(_DEFAULT, _DEFAULT, _of_any_text, _ANY),
-    "native-expected": Heads(_DEFAULT, LOOKING_UP_SHARE, _expected, _OWN),
+    "native-all-heads": Heads(_of_any_text, _ANY, alike=True),
+    "native-expected": Heads(_expected, _OWN),
 }
 """Methods of the bench; None: all heads keep the one choice."""
 
@@ -101,26 +99,25 @@ def compress(heads: Heads | None, request: Request) -> CompressedContext:
         return keep_entries(request, torch.arange(request.tokens))
     options = options_of("quickmerge", request) | {"delivery": "native"}
     config = calibrated(QuickMergeConfig().override(options), request.decoder.config)
-    protected = protected_positions(config, request.tokens, special=request.special)
+    protected, everywhere = (
+        protected_positions(config, request.tokens, special=request.special, last=last)
+        for last in (None, 1)
+    )
     evidence = evidence_of(request, config)
     choice = choose(evidence, config, protected=protected, k=request.k)
     if heads is None or choice.protected >= choice.k:
         return keep_entries(request, choice.kept.cpu())
-    decoder, held = request.decoder, request.held
-    looking = habits_of(decoder).looking
-    others = decoder.num_layers // max(1, sum(looking)) - 1 if any(looking) else 0
-    large, small = layer_sizes(
-        choice.k, request.tokens, choice.protected, others, heads.layers
-    )
-    sizes = [large if one else small for one in looking]
+    order = HeadOrder.of(choice.order, protected, everywhere, Tensor.to)
+    decoder, held, habits = request.decoder, request.held, habits_of(request.decoder)
+    many = sum(habits.large)
+    others = decoder.num_layers // many - 1 if many else 0
+    sizes = layer_sizes(choice.k, request.tokens, choice.protected, others, heads.layers)
     keys, values = [], []
-    for layer, k in enumerate(sizes):
+    for layer, (large, looking) in enumerate(zip(habits.large, habits.looking, strict=True)):
+        k = sizes[0] if large else sizes[1]
         scores = request.once((heads.score, layer), partial(heads.score, request, layer))
-        looks_up = habits_of(decoder).looks_up[layer]
-        share = torch.where(looks_up, heads.looking_up, heads.share)
-        kept = choose_for_heads(
-            scores, choice.order.to(scores.device), choice.protected, k, share
-        )
+        looks = torch.zeros_like(looking) if heads.alike else looking
+        kept = choose_for_heads(scores, order, looks, k, _SHARE)
         index = kept[:, : k - held, None].expand(-1, -1, decoder.head_dim)
         placed, value = (part.transpose(0, 1) for part in _rows(request, layer))
         keys.append(placed.gather(1, index))
@@ -136,10 +133,9 @@ def method(name: str) -> Method:
         "`leverage`"
     )
     if heads is not None:
-        text += (
-            f", {heads.share:g} of K behind the protected tokens for each KV head's own "
-            f"({heads.text}), {heads.looking_up:g} in the eighth of the heads that look things up"
-        )
+        text += f", and of each KV head's own choice ({heads.text})"
+        if not heads.alike:
+            text += ", less the more it looks things up"
     if heads is not None and heads.layers:
         text += f"; a third of the layers, which do so most, share {heads.layers:g} of all entries"
     return Method(name, text, partial(compress, heads))

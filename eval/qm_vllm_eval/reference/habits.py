@@ -28,13 +28,15 @@ class Habits:
 
     Attributes:
         queries: per layer [H, W, d], before rotation. steps: how far each stands behind the first.
-        looks_up: per layer [KVH] bool. looking: of each layer, whether it keeps more than others.
+        looking: per layer [KVH], how much each KV head looks things up
+            (:class:`~qm_vllm.compress.head_habits.HeadHabits`). large: of each layer, whether it
+            keeps more than others.
     """
 
     queries: list[Tensor]
     steps: Tensor
-    looks_up: list[Tensor]
-    looking: list[bool]
+    looking: list[Tensor]
+    large: list[bool]
 
     def queries_at(self, decoder: Decoder, layer: int, position: int) -> Tensor:
         """[W, H, d], rotated, the first of them at this position."""
@@ -43,8 +45,8 @@ class Habits:
     def standing_out(self, prefill: Prefill) -> Tensor:
         """What stands out among the keys of heads that look things up: [N] float32 on the CPU."""
         every, total = torch.arange(len(prefill)), torch.zeros(len(prefill))
-        for layer, looks_up in enumerate(self.looks_up):
-            finders = looks_up.nonzero().flatten()
+        for layer, looking in enumerate(self.looking):
+            finders = (looking >= 1).nonzero().flatten()
             if len(finders):
                 keys = prefill.keys_at(layer, every, every).transpose(0, 1)
                 total += standing_out(keys, prefill.values[layer].transpose(0, 1), finders).cpu()
@@ -74,5 +76,5 @@ def _learn(decoder: Decoder) -> Habits:
         ))
         queries.append(plain[:, places])
     least = least_look_back(torch.cat(scores))
-    looking = looking_layers([float(one.max()) for one in scores])
-    return Habits(queries, places - places[0], [one >= least for one in scores], looking)
+    large = looking_layers([float(one.max()) for one in scores])
+    return Habits(queries, places - places[0], [one / least for one in scores], large)

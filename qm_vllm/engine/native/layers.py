@@ -121,7 +121,7 @@ def with_habits(
     length = next(iter(seen.values()))[0].shape[0] // 2
     places = kept_places(length)
     habits = {
-        one.name: HeadHabits(seen[one.name][0][list(places)].clone(), places[0], own >= least)
+        one.name: HeadHabits(seen[one.name][0][list(places)].clone(), places[0], own / least)
         for one, own in zip(whole, scores, strict=True)
     }
     return [replace(one, habits=habits.get(one.layer.name)) for one in layers]

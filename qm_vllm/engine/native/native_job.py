@@ -18,12 +18,12 @@ import torch
 from qm_vllm.compress import (
     Choice,
     Evidence,
+    HeadOrder,
     choose,
     choose_for_heads,
     needs,
     scores_of_heads,
 )
-from qm_vllm.compress.head_choice import LOOKING_UP_SHARE
 from qm_vllm.config import ConfigError
 from qm_vllm.engine.agreement import OtherRankFailed, together
 from qm_vllm.engine.memory import AT_ONCE, most_kept
@@ -41,10 +41,10 @@ logger = get_logger(__name__)
 
 
 class _Order(NamedTuple):
-    """All positions of a prompt, those to keep first, and how many of them are protected."""
+    """All positions of a prompt, those to keep first, and how heads that choose see them."""
 
     positions: torch.Tensor
-    protected: int
+    heads: HeadOrder | None
 
 
 class NativeJob:
@@ -206,7 +206,10 @@ class NativeJob:
         # What was kept comes first, also where it was chosen in an earlier run.
         stays = torch.zeros(count, dtype=torch.bool, device=kept.device).index_fill(0, kept, True)
         first = stays[choice.order].long().sort(descending=True, stable=True).indices
-        return _Order(choice.order[first], choice.protected)
+        positions, heads, spec = choice.order[first], None, self.spec
+        if spec.heads_choose:
+            heads = HeadOrder.of(positions, spec.protected(), spec.protected(last=1), upload)
+        return _Order(positions, heads)
 
     def _count_kept(self) -> int:
         """K, which is known before anything is chosen."""
@@ -241,8 +244,8 @@ class NativeJob:
         for one in (each for each in self.layers if each.window is None):
             group, k = one.layer.group, kept.shape[0]
             own = self.spec.group_kept[group] if self.spec.group_kept else k
-            if order is not None and self.spec.heads_choose:
-                rows = self._own_rows(one, source[group], own, order)
+            if order is not None and order.heads is not None:
+                rows = self._own_rows(one, source[group], own, order.heads)
             else:
                 best = kept if own == k else self._best(order, own)
                 rows = self.cache.rows(one.layer.module, source[group], best[:-1], known[group])
@@ -269,18 +272,17 @@ class NativeJob:
         return order.positions[:k].sort().values
 
     def _own_rows(
-        self, one: NativeLayer, source: torch.Tensor, k: int, order: _Order
+        self, one: NativeLayer, source: torch.Tensor, k: int, order: HeadOrder
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [K - 1, KVH, D] of one layer, of other positions for each KV head."""
-        attn, share = one.layer.attn, self.spec.config.head_share
+        attn, rows = one.layer.attn, len(order.positions)
         assert one.habits is not None
-        rows = len(order.positions)
         keys, values = self.cache.read(one.layer.module, source, rows)
         scores = scores_of_heads(
             one.queries_at(self.last + 1), keys, values, attn.scale, AT_ONCE, attn.soft_cap
         )
-        shares = torch.where(one.habits.looks_up, min(share, LOOKING_UP_SHARE), share)
-        kept = choose_for_heads(scores, order.positions, order.protected, k, shares)
-        # The last token is protected, so it is the last of each head.
+        share = self.spec.config.head_share
+        kept = choose_for_heads(scores, order, one.habits.looking, k, share)
+        # The last token stays in every head, so it is the last of each.
         index = kept[:, :-1].T[..., None].expand(-1, -1, keys.shape[-1])
         return keys.gather(0, index), values.gather(0, index)

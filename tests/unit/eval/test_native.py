@@ -47,22 +47,25 @@ def test_every_head_holds_k_rows_the_protected_ones_and_some_of_its_own(prefill,
     request = Request(prefill, 1, 120)
     context = METHODS[name].compress(request)
     one = set(METHODS["native-one-choice"].compress(request).kept)
-    ends = {*range(4), *range(TOKENS - 32, TOKENS - 1)}
-    places, found = torch.arange(TOKENS), []
+    first, ends = set(range(4)), set(range(TOKENS - 32, TOKENS - 1))
+    places, found, held = torch.arange(TOKENS), [], []
     for number, (keys, values) in enumerate(zip(context.keys, context.values, strict=True)):
         plain = prefill.keys_at(number, places, places)
         for head, (own, all_keys) in enumerate(zip(keys, plain, strict=True)):
             kept = torch.cdist(own, all_keys).argmin(1)
             assert kept.tolist() == sorted(set(kept.tolist()))
             assert len(kept) == 119
-            assert ends <= set(kept.tolist())
+            assert first <= set(kept.tolist())
+            held.append(ends <= set(kept.tolist()))
             assert torch.equal(own, all_keys[kept])
             assert torch.equal(values[head], prefill.values[number][head, kept])
             found.append(len(set(kept.tolist()) - one))
-    habits = torch.cat(habits_of(prefill.decoder).looks_up)
+    habits = torch.cat(habits_of(prefill.decoder).looking) >= 1
     assert int(habits.sum()) == max(1, round(len(habits) / 8))
-    others = torch.tensor(found)
+    others, whole = torch.tensor(found), torch.tensor(held)
+    assert not bool(whole.all())
     if name != "native-all-heads":
+        assert bool(whole[habits].all())
         assert int(others[habits].max()) <= 0.1 * 84
     assert int(others[~habits].min()) > 0.2 * 84
 
@@ -70,7 +73,7 @@ def test_every_head_holds_k_rows_the_protected_ones_and_some_of_its_own(prefill,
 def test_layers_that_look_things_up_may_keep_more_of_the_same_entries(prefill):
     request = Request(prefill, 1, 120)
     context = METHODS["native"].compress(request)
-    looking = habits_of(prefill.decoder).looking
+    looking = habits_of(prefill.decoder).large
     sizes = [len(keys[0]) for keys in context.keys]
     assert context.entries == 119
     assert {size > 119 for size, one in zip(sizes, looking, strict=True) if one} == {True}
