@@ -84,7 +84,7 @@ class QuickMergeConfig:
     protect_last: int = option(
         32, check=partial(checks.integer, low=1), by=REQUEST,
         help="Tokens at the end of the prompt that always stay (question, end of chat template); "
-             "with head_share where KV heads look things up",
+             "with head_share and a visible question in KV heads that look things up",
     )
     protect_special: bool = option(
         True, check=checks.boolean, by=REQUEST,

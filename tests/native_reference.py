@@ -165,7 +165,9 @@ class NativeReference:
             ]
         named = [i for i, one in enumerate(ids) if one in special]
         protected = protected_positions(config, count, special=named)
-        everywhere = protected_positions(config, count, special=named, last=1)
+        everywhere = protected_positions(
+            config, count, special=named, last=1 if config.query_visible else None
+        )
         choice = choose(evidence, config, protected=protected, block_size=block_size)
         begin, sizes = logits if first else None, {}
         if config.layer_share:

@@ -25,7 +25,12 @@ from qm_vllm.compress.fidelity import (
 )
 from qm_vllm.compress.grouping import GROUPINGS, group_tokens
 from qm_vllm.compress.gumbel import gumbel_softmax_mask, soft_merge
-from qm_vllm.compress.head_choice import HeadOrder, choose_for_heads, scores_of_heads
+from qm_vllm.compress.head_choice import (
+    HeadOrder,
+    choose_for_heads,
+    end_in_every_head,
+    scores_of_heads,
+)
 from qm_vllm.compress.head_habits import (
     HeadHabits,
     kept_places,
@@ -63,6 +68,7 @@ __all__ = [
     "choose_budget",
     "choose_for_heads",
     "compress",
+    "end_in_every_head",
     "finish",
     "gamma",
     "group_tokens",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qm_vllm.compress.choice import Upload
 from qm_vllm.compress.window_attention import window_weights
+from qm_vllm.config import QuickMergeConfig
 
 LOOKING_UP_SHARE = 0.05
 """Of the budget, what a head that looks things up spends on tokens of its own at most: sinks that
@@ -63,11 +64,19 @@ def shares_of_heads(looking: Tensor, share: float) -> Tensor:
     return torch.where(looking < 1, share * (1 - looking / 2), min(share, LOOKING_UP_SHARE))
 
 
+def end_in_every_head(config: QuickMergeConfig) -> int:
+    """How many of a prompt's last tokens stay in every KV head, and not only where things are
+    looked up.
+
+    A question at the end is read by heads that look things up. The others would spend much of a
+    small budget on it, so there it stays if a head wants it. What is to come behind a prompt whose
+    question is hidden goes on from its end in every head.
+    """
+    return 1 if config.query_visible else config.protect_last
+
+
 class HeadOrder(NamedTuple):
     """The one order of all N positions, for heads that also choose for themselves.
-
-    What follows a prompt reads its end in heads that look things up. The others would spend much of
-    a small budget on it, so there it stays if a head wants it.
 
     Attributes:
         positions: int64 [N]: those that stay in every head, then the others, those to keep first,

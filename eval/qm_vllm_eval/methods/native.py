@@ -14,6 +14,7 @@ from qm_vllm.compress import (
     HeadOrder,
     choose,
     choose_for_heads,
+    end_in_every_head,
     layer_sizes,
     protected_positions,
     scores_of_heads,
@@ -101,7 +102,7 @@ def compress(heads: Heads | None, request: Request) -> CompressedContext:
     config = calibrated(QuickMergeConfig().override(options), request.decoder.config)
     protected, everywhere = (
         protected_positions(config, request.tokens, special=request.special, last=last)
-        for last in (None, 1)
+        for last in (None, end_in_every_head(config))
     )
     evidence = evidence_of(request, config)
     choice = choose(evidence, config, protected=protected, k=request.k)

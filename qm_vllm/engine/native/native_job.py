@@ -21,6 +21,7 @@ from qm_vllm.compress import (
     HeadOrder,
     choose,
     choose_for_heads,
+    end_in_every_head,
     needs,
     scores_of_heads,
 )
@@ -208,7 +209,8 @@ class NativeJob:
         first = stays[choice.order].long().sort(descending=True, stable=True).indices
         positions, heads, spec = choice.order[first], None, self.spec
         if spec.heads_choose:
-            heads = HeadOrder.of(positions, spec.protected(), spec.protected(last=1), upload)
+            everywhere = spec.protected(last=end_in_every_head(spec.config))
+            heads = HeadOrder.of(positions, spec.protected(), everywhere, upload)
         return _Order(positions, heads)
 
     def _count_kept(self) -> int:
