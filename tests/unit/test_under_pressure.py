@@ -290,10 +290,13 @@ def test_everything_is_served_and_nothing_is_left(seed, caching, late, deliverie
     while len(engine.served) < count:
         engine.step(late=late)
         steps += 1
+        held = [one for one in engine.side.tracked.values() if one.allocated]
+        assert engine.side.growing == len(held)
         assert steps < 5000, (engine.waiting, engine.running, engine.side.board.entries)
     for _ in range(3):
         engine.step(late=False)
     assert not engine.side.tracked
+    assert not engine.side.growing
     assert not engine.side.board.entries
     assert not engine.jobs
     assert engine.blocks.free == total

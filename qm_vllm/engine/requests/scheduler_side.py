@@ -52,6 +52,7 @@ class SchedulerSide:
         self.telling = Telling(self.tracked, facts)
         self.copies: list[BlockCopy] = []
         self.served: list[tuple[str, str]] = []
+        self.growing = 0  # requests that have blocks and may need more
         self.tally, self.minute = Tally(), MinuteLine()
         warn(config, facts)
 
@@ -113,7 +114,7 @@ class SchedulerSide:
         """Before vLLM schedules a step: end shadows that nobody needs, and start new ones."""
         for run in self.native.settle(self.board.running()):
             self._result(run.job, JobResult(error=run.error))
-        for spec in self.board.take_new(self._growing(), native=True):
+        for spec in self.board.take_new(self.growing, native=True):
             self.native.start(spec, self._users(self.board.entries[spec.key]))
 
     def shadow_ended(self, shadow: str) -> None:
@@ -126,9 +127,6 @@ class SchedulerSide:
         if run is not None and run.spec.key in self.board.entries:
             users = self._users(self.board.entries[run.spec.key])
             first_tokens.sampled(run, token, users, self.native.shadows)
-
-    def _growing(self) -> int:
-        return sum(one.allocated for one in self.tracked.values())
 
     def _users(self, entry: BoardEntry) -> list[Tracked]:
         return [self.tracked[request_id] for request_id in sorted(entry.users)]
@@ -218,8 +216,8 @@ class SchedulerSide:
     def allocated(self, request_id: str, blocks: Sequence[list[int]], external: int) -> None:
         """Blocks were given: plan the copy of the positions that vLLM counts as ours."""
         tracked = self.tracked.get(request_id)
-        if tracked is not None:
-            tracked.allocated = True
+        if tracked is not None and not tracked.allocated:
+            tracked.allocated, self.growing = True, self.growing + 1
         if tracked is None or tracked.plan is None:
             return
         if external:
@@ -235,7 +233,7 @@ class SchedulerSide:
         """What a worker hears of a step with so many tokens (``counts``: of each request), and of
         what it does of each shadow."""
         copies, self.copies = self.copies, []
-        jobs = self.native.take_new() + self.board.take_new(self._growing())
+        jobs = self.native.take_new() + self.board.take_new(self.growing)
         progress = self.native.progress(shadows)
         message = StepMessage(
             jobs=jobs, copies=copies, releases=self.board.take_releases(), progress=progress,
@@ -266,6 +264,7 @@ class SchedulerSide:
         tracked = self.tracked.pop(request_id, None)
         if tracked is None:
             return {}
+        self.growing -= tracked.allocated
         if tracked.plan is not None:
             self.board.leave(tracked.plan.spec.key, request_id)
         if tracked.pending:
