@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
 
 from qm_vllm_eval.metrics import bootstrap_retention, retention
 from qm_vllm_eval.published.form import Row, Unknown, figure, markdown
@@ -19,8 +18,6 @@ METHODS = {
 }
 """Methods of the bench, and what a page calls them."""
 OURS = "native"
-RUNS = ("own", "layers")
-"""Later runs, of one choice and heads' own tokens, and of layers that keep more."""
 RATIOS = {"1/4": "0.25", "1/8": "0.125"}
 Losses = dict[tuple[str, str, str], dict[str, float]]
 """By task, method and ratio: the NLL of each sample."""
@@ -29,26 +26,21 @@ Losses = dict[tuple[str, str, str], dict[str, float]]
 def table(model: str, ratio: str) -> str:
     """Retention by task at one ratio, and the interval of what the plug-in does.
 
-    A processor without bfloat16 computes in float32, and rounding is another there. So what was
-    measured elsewhere lies in a file of its own, whose name goes on with one of :data:`RUNS`, and
-    is measured by the ends of its own file.
-
     Args:
         model: the file's name in ``eval/results/heads`` without its suffix, ``-blind`` where the
             question is hidden. ratio: 1/4 or 1/8.
     """
     if ratio not in RATIOS:
         raise Unknown(f"no ratio '{ratio}'; there are {', '.join(RATIOS)}")
-    runs = _runs(model)
+    losses = _losses(model)
     lines, cut = [], dict[str, list[float]]()
-    for task in dict.fromkeys(task for task, *_ in runs[0]):
-        line: Row = {"task": task, "samples": len(runs[0][task, "none", "0.0"])}
+    for task in dict.fromkeys(task for task, *_ in losses):
+        line: Row = {"task": task, "samples": len(losses[task, "none", "0.0"])}
         for method, label in METHODS.items():
-            for losses in runs:
-                own = losses.get((task, method, RATIOS[ratio]))
-                if own is not None:
-                    share, line[label] = _cell(losses, task, own, interval=method == OURS)
-                    cut.setdefault(label, []).append(min(1.0, share))
+            own = losses.get((task, method, RATIOS[ratio]))
+            if own is not None:
+                share, line[label] = _cell(losses, task, own, interval=method == OURS)
+                cut.setdefault(label, []).append(min(1.0, share))
         lines.append(line)
     means = {label: figure(sum(values) / len(values)) for label, values in cut.items()}
     return markdown([*lines, {"task": "mean, each cut at 1", "samples": "", **means}])
@@ -67,19 +59,10 @@ def _cell(
     return share, f"{figure(share)} [{figure(low)}, {figure(high)}]"
 
 
-def _runs(model: str) -> list[Losses]:
-    """What was measured in each run."""
-    folder, found = STUDIES / "heads", []
-    for name in (model, *(f"{model}-{run}" for run in RUNS)):
-        path = folder / f"{name}.csv"
-        if path.exists():
-            found.append(_losses(path))
-        elif name == model:
-            raise Unknown(f"no file '{path.name}' in {folder}")
-    return found
-
-
-def _losses(path: Path) -> Losses:
+def _losses(model: str) -> Losses:
+    path = STUDIES / "heads" / f"{model}.csv"
+    if not path.exists():
+        raise Unknown(f"no file '{path.name}' in {path.parent}")
     losses: Losses = {}
     with path.open(encoding="utf-8") as lines:
         for row in csv.DictReader(lines):

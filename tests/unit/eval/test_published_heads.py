@@ -31,20 +31,6 @@ def test_retention_of_each_method_and_an_interval_of_ours():
     assert mean == "| mean, each cut at 1 |  | 0.83 | 0.50 |"
 
 
-def test_a_later_run_is_measured_by_its_own_ends(tmp_path):
-    """Rounding of another processor is in both of its ends as it is in its method."""
-    lines = ["task,index,method,ratio,nll"]
-    for method, ratio, losses in (
-        ("none", 0.0, (8.0, 8.0)), ("plain", 1.0, (4.0, 4.0)),
-        ("native-equal-layers", 0.25, (5.0, 5.0)),
-    ):
-        lines += [f"abstract,{i},{method},{ratio},{loss}" for i, loss in enumerate(losses)]
-    (tmp_path / "heads" / "some-model-own.csv").write_text("\n".join(lines), encoding="utf-8")
-    head, _, row, _ = heads.table("some-model", "1/4").splitlines()
-    assert head == "| task | samples | heads' own | layers, too | SnapKV |"
-    assert row == "| abstract | 2 | 0.75 | 0.83 [0.75, 0.88] | 0.50 |"
-
-
 def test_a_file_or_a_ratio_that_is_not_there_is_said():
     with pytest.raises(Unknown, match="other"):
         heads.table("other", "1/4")
