@@ -16,7 +16,7 @@ FOLDERS = {
 }
 """Whether the compressor sees the question, and the folder of that study."""
 LATER = "-layers"
-"""Ends the folder's name of a later run, on a processor with other types: it has its own ends."""
+"""Ends the folder's name of a later run, which has its own full and empty prompts."""
 LENGTH = 4096
 TIMES = (2, 4, 8, 16)
 """How many times smaller the KV becomes; a ratio is one over it."""
